@@ -1,0 +1,1 @@
+"""The outboxes and sinks that ship with owm_outbox. Found by entry point, like everybody's."""

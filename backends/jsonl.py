@@ -1,0 +1,65 @@
+"""JsonLinesSink: one line a task, on stdout or in a file. For dry runs, and for piping into something else."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Self
+
+from owm_outbox import URL, Batch, ConfigurationError, Sink, SinkFull, SinkUnavailable
+
+__all__ = ["JsonLinesSink"]
+
+
+class JsonLinesSink(Sink):
+    """Appends each task's JSON as a line: ``jsonl:-`` is stdout, ``jsonl:/path`` a file (synced a batch).
+
+    It cannot tell its position: delivery is at least once. A batch that cannot be written whole to a file is taken
+    back, so that no half line stays.
+
+    :param path: ``-`` for stdout; else a file, created if need be, appended to. Its folder must exist.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] = "-") -> None:
+        self._stdout = str(path) == "-"
+        self._path = Path(path)
+        if not self._stdout and (self._path.is_dir() or not self._path.absolute().parent.is_dir()):
+            raise ConfigurationError(f"jsonl:{path} cannot be written: give a file in a folder that exists, or -")
+
+    @classmethod
+    def from_url(cls, url: URL) -> Self:
+        """Write where ``jsonl:PATH`` says."""
+        url.options()
+        if not url.path or url.hostname:
+            raise ConfigurationError(f"{url} names no file; write jsonl:- for stdout or jsonl:/path/to/file")
+        return cls(url.path)
+
+    def position(self, outbox_id: str) -> None:
+        """Return ``None``: lines carry no position."""
+
+    def send(self, batch: Batch) -> None:
+        """Append the batch's lines in one go."""
+        data = b"".join(entry.payload + b"\n" for entry in batch.entries)
+        if self._stdout:
+            try:
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
+            except OSError as error:
+                # What reads the pipe is gone, and Python would complain once more when it closes stdout at exit.
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - stays open until the process ends
+                raise SinkUnavailable(f"stdout takes no more lines ({error.strerror})") from error
+            return
+        try:
+            with self._path.open("ab", buffering=0) as file:
+                start = file.tell()
+                try:
+                    written = file.write(data)
+                    if written != len(data):
+                        raise SinkFull(f"{self._path} took only {written} of {len(data)} bytes: is the disk full?")
+                    os.fsync(file.fileno())
+                except BaseException:
+                    file.truncate(start)
+                    raise
+        except OSError as error:
+            raise SinkUnavailable(f"{self._path} cannot be written ({error.strerror})") from error

@@ -1,0 +1,254 @@
+"""RedisStreamSink: a batch, the position and the trimming in one script call."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import msgspec
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.retry import Retry
+
+from owm_outbox import (
+    URL,
+    Batch,
+    ConfigurationError,
+    EntriesRejected,
+    PositionConflict,
+    Sink,
+    SinkFull,
+    SinkUnavailable,
+)
+
+__all__ = ["RedisStreamSink"]
+
+log = logging.getLogger("owm_outbox_backends.redis_stream")
+
+T = TypeVar("T")
+
+_FATAL = (AuthenticationError, AuthorizationError, NoPermissionError)
+_MAX_BULK = 512 * 2**20  # proto-max-bulk-len where the server does not tell: Redis closes the connection beyond it
+
+_Positive = Annotated[float, msgspec.Meta(gt=0)]
+_OPTIONS: dict[str, Any] = {
+    "stream": Annotated[str, msgspec.Meta(min_length=1)],
+    "maxlen": Annotated[int, msgspec.Meta(ge=0)],
+    "overflow": Literal["hold", "trim"],
+    "groups": Annotated[str, msgspec.Meta(min_length=1)],
+    "retries": Annotated[int, msgspec.Meta(ge=0, le=100)],
+    "backoff_base": _Positive,
+    "backoff_cap": _Positive,
+}
+# What redis-py's own URLs take: the settings of its client that can be written as text.
+_CLIENT_OPTIONS: dict[str, Any] = {
+    name: {int: int, float: float, bool: bool}.get(parse, str)
+    for name, parse in {
+        **dict.fromkeys(("username", "password", "client_name"), str),
+        **{
+            name: str
+            for name, parameter in inspect.signature(redis.Redis.__init__).parameters.items()
+            if name.startswith("ssl_") and "str" in str(parameter.annotation)
+        },
+        "db": int,
+        "socket_timeout": float,
+        "socket_connect_timeout": float,
+        "socket_keepalive": bool,
+        "health_check_interval": int,
+        "ssl_check_hostname": bool,
+        "protocol": int,
+    }.items()
+}
+
+
+class RedisStreamSink(Sink):
+    """Adds each task to a Redis Stream as an entry with one field, ``data``. Redis 6.2 and later, Valkey.
+
+    ``redis://user:password@host:6379/0?stream=s``, or ``rediss://`` for TLS. Options: ``stream``; ``maxlen`` (0: no
+    bound); ``overflow``: ``hold`` keeps what a consumer group has not acknowledged and says the sink is full,
+    ``trim`` trims all the same; ``groups=a,b``: only these count; ``retries``, ``backoff_base``, ``backoff_cap``
+    (seconds) on connection errors; and redis-py's own, such as ``socket_timeout``.
+
+    It holds its position for each outbox in the hash ``{stream}:positions``, in the stream's slot of a cluster.
+
+    :param url: as redis-py takes it, without the options above.
+    """
+
+    def __init__(
+        self,
+        url: str = "redis://localhost:6379/0",
+        *,
+        stream: str = "owm-ingestion-stream",
+        maxlen: int = 100_000,
+        overflow: Literal["hold", "trim"] = "hold",
+        groups: str = "",
+        retries: int = 8,
+        backoff_base: float = 1.0,
+        backoff_cap: float = 10.0,
+    ) -> None:
+        self._where = f"{URL(url)}, stream {stream!r}"
+        self._stream = stream
+        tagged = "{" in stream and "}" in stream.partition("{")[2][1:]
+        self._positions = f"{stream if tagged else '{' + stream + '}'}:positions"
+        self._maxlen = maxlen
+        self._overflow = overflow
+        self._groups = groups
+        self._max_payload: int | None = None
+        try:
+            pool: redis.ConnectionPool = redis.ConnectionPool.from_url(
+                url,
+                retry=_Retry(_PausingBackoff(lambda: self.pause, base=backoff_base, cap=backoff_cap), retries),
+                # The retry covers lost connections and timeouts; these are two more that pass by themselves.
+                retry_on_error=[BusyLoadingError, ReadOnlyError],
+            )
+            self._client: redis.Redis = redis.Redis(connection_pool=pool)
+            self._take = self._client.register_script(
+                files(__package__).joinpath("redis_stream.lua").read_text("utf-8")
+            )
+        except (ValueError, TypeError, RedisError) as error:
+            raise ConfigurationError(f"{URL(url)}: {error}") from error
+
+    @classmethod
+    def from_url(cls, url: URL) -> Self:
+        """Make the sink that a ``redis://`` or ``rediss://`` URL names."""
+        given = url.options(**_OPTIONS, **_CLIENT_OPTIONS)
+        if not url.hostname:
+            raise ConfigurationError(f"{url} names no host; write redis://host:6379/0?stream=name")
+        if not url.path.strip("/").isdecimal() and url.path.strip("/"):
+            raise ConfigurationError(f"{url}: the path is the number of a database, such as /0")
+        return cls(url.without_options(*_OPTIONS), **{name: given[name] for name in _OPTIONS if name in given})
+
+    def position(self, outbox_id: str) -> int:
+        """Return what the positions hash says, 0 if nothing yet."""
+        with self._translated():
+            held: Any = self._client.hget(self._positions, outbox_id)
+            if self._max_payload is None:
+                self._look_around()
+        try:
+            return int(held or 0)
+        except ValueError:
+            raise ConfigurationError(
+                f"{self._where}: {self._positions!r} holds {held!r}, no position: another program writes to it"
+            ) from None
+
+    def send(self, batch: Batch) -> None:
+        """Add the batch and its position with one call of the script."""
+        limit = self._max_payload or _MAX_BULK
+        if too_large := [entry for entry in batch.entries if len(entry.payload) > limit]:
+            raise EntriesRejected(
+                {
+                    entry.position: f"its payload has {len(entry.payload)} bytes, {limit} is the server's limit"
+                    for entry in too_large
+                }
+            )
+        with self._translated():
+            reply: Any = self._take(
+                keys=[self._stream, self._positions],
+                args=[
+                    batch.outbox_id,
+                    batch.after,
+                    batch.position,
+                    self._maxlen,
+                    self._overflow,
+                    self._groups,
+                    *(entry.payload for entry in batch.entries),
+                ],
+            )
+        match reply:
+            case [b"taken"]:
+                return
+            case [b"conflict", held]:
+                raise PositionConflict(int(held))
+            case [b"full", room, group, oldest]:
+                raise SinkFull(
+                    f"{self._where} is full (maxlen {self._maxlen}): group {_text(group)!r} has not acknowledged "
+                    f"{_text(oldest)} and what follows. Let it catch up, or see groups= and overflow= in the README",
+                    room=room,
+                )
+        raise SinkUnavailable(f"{self._where} gave an answer that makes no sense: {reply!r}")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+        self._client.connection_pool.disconnect()
+
+    def _look_around(self) -> None:
+        """Learn once what the server allows, and warn of a setting that defeats the promises."""
+        self._max_payload = _MAX_BULK
+        try:
+            memory: Any = self._client.info("memory")
+            if str(memory.get("maxmemory_policy", "")).startswith("allkeys") and memory.get("maxmemory"):
+                log.warning(
+                    "%s: maxmemory-policy is %s, so the server may evict the whole stream, or the position that "
+                    "keeps delivery exactly once; set noeviction",
+                    self._where,
+                    memory["maxmemory_policy"],
+                )
+            setting: Any = self._client.config_get("proto-max-bulk-len")
+            self._max_payload = int(next(iter(setting.values()), _MAX_BULK))
+        except (NoPermissionError, ResponseError) as error:
+            log.debug("%s does not tell its settings: %s", self._where, error)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except _FATAL as error:
+            raise ConfigurationError(
+                f"{self._where}: the server refuses us ({error}): check user and password in the URL, and their rights"
+            ) from error
+        except RedisError as error:
+            text = str(error)
+            if "WRONGTYPE" in text:
+                raise ConfigurationError(
+                    f"{self._where}: that key, or {self._positions!r}, holds another type: name another stream"
+                ) from error
+            if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in text:
+                raise SinkFull(f"{self._where}: the server is out of memory (maxmemory)") from error
+            raise SinkUnavailable(f"{self._where} cannot be used now ({text})") from error
+
+
+class _PausingBackoff(ExponentialWithJitterBackoff):
+    """Waits by itself, with the sink's ``pause``, so that a stop ends the wait; redis-py would sleep through it."""
+
+    def __init__(self, pause: Callable[[], Callable[[float], None]], *, base: float, cap: float) -> None:
+        super().__init__(cap=cap, base=base)
+        self._pause = pause
+
+    def compute(self, failures: int) -> float:
+        self._pause()(super().compute(failures))
+        return 0.0
+
+
+class _Retry(Retry):
+    """Retries all but what no retry mends: to redis-py a wrong password is a connection error too."""
+
+    def call_with_retry(
+        self,
+        do: Callable[[], T],
+        fail: Callable[..., Any],
+        is_retryable: Callable[[Exception], bool] | None = None,
+        with_failure_count: bool = False,
+    ) -> T:
+        def worthwhile(error: Exception) -> bool:
+            return not isinstance(error, _FATAL) and (is_retryable is None or is_retryable(error))
+
+        return super().call_with_retry(do, fail, worthwhile, with_failure_count)
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
