@@ -1,0 +1,103 @@
+"""A circuit breaker whose state outlives the process: a cron job is gone long before it may close again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import msgspec
+import pybreaker
+
+from owm_outbox.job import Notes
+
+__all__ = ["NotesStorage", "make_breaker"]
+
+
+class _State(msgspec.Struct, omit_defaults=True):
+    state: str = pybreaker.STATE_CLOSED
+    failures: int = 0
+    successes: int = 0
+    last_failure: float = 0.0
+    opened_at: float | None = None
+
+
+class NotesStorage(pybreaker.CircuitBreakerStorage):
+    """pybreaker's state as a note in the outbox.
+
+    :param forget: seconds after which failures count no more: those of last night say nothing about now.
+    :param now: seconds since the epoch.
+    """
+
+    def __init__(self, notes: Notes, name: str, *, forget: float, now: Callable[[], float] = time.time) -> None:
+        super().__init__(name)
+        self._notes = notes
+        self._now = now
+        saved = notes.get(name)
+        self._saved = msgspec.json.decode(saved, type=_State) if saved else _State()
+        if self._saved.state == pybreaker.STATE_CLOSED and now() - self._saved.last_failure > forget:
+            self._saved.failures = 0
+
+    def _save(self) -> None:
+        self._notes.set(self.name, msgspec.json.encode(self._saved))
+
+    @property
+    def state(self) -> str:
+        """``closed``, ``open`` or ``half-open``."""
+        return self._saved.state
+
+    @state.setter
+    def state(self, state: str) -> None:
+        if state != self._saved.state:
+            self._saved.state = state
+            self._save()
+
+    @property
+    def counter(self) -> int:
+        """Failures in a row."""
+        return self._saved.failures
+
+    def increment_counter(self) -> None:
+        """Count one more failure."""
+        self._saved.failures += 1
+        self._saved.last_failure = self._now()
+        self._save()
+
+    def reset_counter(self) -> None:
+        """Forget the failures; writes only if there are any, since each success calls this."""
+        if self._saved.failures:
+            self._saved.failures = 0
+            self._save()
+
+    @property
+    def success_counter(self) -> int:
+        """Successes in a row while half open."""
+        return self._saved.successes
+
+    def increment_success_counter(self) -> None:
+        """Count one more success."""
+        self._saved.successes += 1
+
+    def reset_success_counter(self) -> None:
+        """Forget the successes."""
+        self._saved.successes = 0
+
+    @property
+    def opened_at(self) -> datetime | None:
+        """When the breaker opened last."""
+        at = self._saved.opened_at
+        return None if at is None else datetime.fromtimestamp(at, UTC)
+
+    @opened_at.setter
+    def opened_at(self, moment: datetime) -> None:
+        self._saved.opened_at = moment.timestamp()
+
+
+def make_breaker(notes: Notes, name: str, *, fail_max: int, reset_timeout: float) -> pybreaker.CircuitBreaker:
+    """Make a breaker that opens after ``fail_max`` failures in a row, for ``reset_timeout`` seconds."""
+    return pybreaker.CircuitBreaker(
+        fail_max=fail_max,
+        reset_timeout=reset_timeout,
+        state_storage=NotesStorage(notes, name, forget=reset_timeout),
+        throw_new_error_on_trip=False,
+    )
