@@ -136,8 +136,9 @@ class RedisStreamSink(Sink):
         """Return what the positions hash says, 0 if nothing yet."""
         with self._translated():
             held: Any = self._client.hget(self._positions, outbox_id)
-            if self._max_payload is None:
-                self._look_around()
+            kind: Any = self._client.type(self._stream)
+            if _text(kind) not in ("none", "stream"):  # the first batch would tell, but by then work has been done
+                raise ResponseError(f"WRONGTYPE {_text(kind)}")
         try:
             return int(held or 0)
         except ValueError:
@@ -147,7 +148,7 @@ class RedisStreamSink(Sink):
 
     def send(self, batch: Batch) -> None:
         """Add the batch and its position with one call of the script."""
-        limit = self._max_payload or _MAX_BULK
+        limit = self._payload_limit()
         if too_large := [entry for entry in batch.entries if len(entry.payload) > limit]:
             raise EntriesRejected(
                 {
@@ -186,11 +187,16 @@ class RedisStreamSink(Sink):
         self._client.close()
         self._client.connection_pool.disconnect()
 
-    def _look_around(self) -> None:
-        """Learn once what the server allows, and warn of a setting that defeats the promises."""
-        self._max_payload = _MAX_BULK
-        try:
-            memory: Any = self._client.info("memory")
+    def _payload_limit(self) -> int:
+        """Ask the server once what it allows, and warn of a setting that defeats the promises."""
+        if self._max_payload is None:
+            with self._translated():
+                try:
+                    memory: Any = self._client.info("memory")
+                    setting: Any = self._client.config_get("proto-max-bulk-len")
+                except (NoPermissionError, ResponseError) as error:  # a managed server need not tell
+                    log.debug("%s does not tell its settings: %s", self._where, error)
+                    memory, setting = {}, {}
             if str(memory.get("maxmemory_policy", "")).startswith("allkeys") and memory.get("maxmemory"):
                 log.warning(
                     "%s: maxmemory-policy is %s, so the server may evict the whole stream, or the position that "
@@ -198,10 +204,8 @@ class RedisStreamSink(Sink):
                     self._where,
                     memory["maxmemory_policy"],
                 )
-            setting: Any = self._client.config_get("proto-max-bulk-len")
             self._max_payload = int(next(iter(setting.values()), _MAX_BULK))
-        except (NoPermissionError, ResponseError) as error:
-            log.debug("%s does not tell its settings: %s", self._where, error)
+        return self._max_payload
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

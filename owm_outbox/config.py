@@ -18,7 +18,7 @@ from msgspec import inspect as shapes
 
 from owm_outbox.errors import ConfigurationError
 from owm_outbox.job import Job
-from owm_outbox.url import nearest
+from owm_outbox.url import nearest, without_password
 
 __all__ = ["job_params", "load_toml", "make_options", "prefix"]
 
@@ -55,8 +55,10 @@ def make_options(job: type[Job[Any]], ctx: click.Context) -> Any:
         return msgspec.convert(values, job.Options, strict=False)
     except msgspec.ValidationError as error:
         what, _, name = str(error).rstrip("`").partition(" - at `$.")
-        shown = f", got {values[name]!r}" if name in ctx.params else ""
-        raise ConfigurationError(f"{_where(name, prefix(job.name), ctx)}: {what}{shown}") from error
+        if "matching regex" in what:  # no answer for a person; the option's description says what is wanted
+            what = next(_meta(field)["description"] for field in _fields(job) if field.name == name)
+        shown = f" {without_password(values[name])!r}" if isinstance(ctx.params.get(name), str) else ""
+        raise ConfigurationError(f"{_where(name, prefix(job.name), ctx)}{shown} does not fit: {what}") from error
 
 
 def load_toml(path: Path, job_name: str, known: Mapping[str, bool]) -> dict[str, Any]:

@@ -73,25 +73,18 @@ class WeatherService(ThreadingHTTPServer):
         """Its address."""
         return f"http://127.0.0.1:{self.server_address[1]}"
 
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    wbufsize = -1  # one packet an answer
-    server: WeatherService
-
-    def do_GET(self) -> None:
-        parts = urlsplit(self.path)
+    def answer(self, path: str) -> bytes | None:
+        """Return the body for a path with its query, ``None`` if there is nothing."""
+        parts = urlsplit(path)
         query = parse_qs(parts.query)
+        if parts.path != "/cities/":
+            return None
         try:
             page, limit = int(query["page"][0]), int(query["limit"][0])
         except (KeyError, ValueError):
             page, limit = 0, 100
-        if parts.path != "/cities/":
-            self.send_error(404)
-            return
-        cities = self.server.cities[page * limit : (page + 1) * limit] if page >= 0 < limit else []
-        body = msgspec.json.encode(
+        cities = self.cities[page * limit : (page + 1) * limit] if page >= 0 < limit else []
+        return msgspec.json.encode(
             {
                 "cities": [
                     {
@@ -102,10 +95,23 @@ class _Handler(BaseHTTPRequestHandler):
                     }
                     for city in cities
                 ],
-                "total_count": len(self.server.cities),
+                "total_count": len(self.cities),
                 "limit": limit,
             }
         )
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1  # one packet an answer
+    server: WeatherService
+
+    def do_GET(self) -> None:
+        body = self.server.answer(self.path)
+        if body is None:
+            self.send_error(404)
+            return
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -135,7 +141,7 @@ def demo(job: type[Job[Any]], ctx: click.Context, values: dict[str, Any], run: _
 @contextmanager
 def _service(population: int) -> Iterator[str]:
     process = subprocess.Popen(  # noqa: S603 - this very module
-        [sys.executable, "-m", "owm_outbox.demo", "--cities", str(population)],
+        [sys.executable, "-P", "-m", "owm_outbox.demo", "--cities", str(population)],
         stdin=subprocess.PIPE,  # its end of file tells the child that we are gone, however we went
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -102,13 +102,16 @@ def _load(group: str, name: str, contract: type[C]) -> type[C]:
     # the home directory, which a cron job need not have.
     points = _entry_points(group)
     ExtensionManager.ENTRY_POINT_CACHE[group] = points
+    names = {point.name for point in points}
+    if name not in names:
+        raise ConfigurationError(
+            f"no {contract.__name__.lower()} named {name!r} is installed: {nearest(name, names)} "
+            "(see owm-outbox plugins)"
+        )
     failed: list[tuple[importlib.metadata.EntryPoint, BaseException]] = []
     try:
         manager: DriverManager[Any] = DriverManager(
-            group,
-            name,
-            on_load_failure_callback=lambda _, point, error: failed.append((point, error)),
-            on_missing_entrypoints_callback=None,
+            group, name, on_load_failure_callback=lambda _, point, error: failed.append((point, error))
         )
     except MultipleMatches:
         owners = " and ".join(sorted({_origin(point) for point in points if point.name == name}))
@@ -116,14 +119,8 @@ def _load(group: str, name: str, contract: type[C]) -> type[C]:
             f"{contract.__name__.lower()} {name!r} comes from {owners}: uninstall all but one"
         ) from None
     except NoMatches:
-        if failed:
-            point, error = failed[0]
-            raise ConfigurationError(_import_problem(point, error)) from error
-        names = {point.name for point in points}
-        raise ConfigurationError(
-            f"no {contract.__name__.lower()} named {name!r} is installed: {nearest(name, names)} "
-            "(see owm-outbox plugins)"
-        ) from None
+        point, error = failed[0]
+        raise ConfigurationError(_import_problem(point, error)) from error
     extension = manager.extensions[0]
     return _checked(extension.entry_point, group, extension.plugin, contract)
 

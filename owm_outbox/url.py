@@ -45,7 +45,8 @@ def _unsplit(parts: SplitResult, netloc: str, query: str) -> str:
     authority = f"//{netloc}" if netloc or parts.path.startswith("//") else ""
     if not authority and parts.scheme and parts.path.startswith("/"):
         authority = "//"  # sqlite:////tmp/x.db: urlsplit drops the empty authority
-    return f"{parts.scheme}:{authority}{parts.path}" + (f"?{query}" if query else "")
+    scheme = f"{parts.scheme}:" if parts.scheme else ""
+    return f"{scheme}{authority}{parts.path}" + (f"?{query}" if query else "")
 
 
 class URL:
