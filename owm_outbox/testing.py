@@ -322,7 +322,7 @@ def _numbers(entries: Sequence[Entry]) -> list[int]:
 
 
 class OutboxContract:
-    """What `owm_outbox.Outbox` promises. Give it a fixture ``open_outbox``: a function that opens the same one again."""
+    """What `owm_outbox.Outbox` promises. Its fixture ``open_outbox`` is a function that opens the same one again."""
 
     capabilities = Capabilities()
 
@@ -687,7 +687,7 @@ class OutboxContract:
             try:
                 for number in range(20):
                     outbox.append([Parcel(uuid.uuid4(), worker * 100 + number)])
-            except BaseException as error:  # noqa: BLE001 - handed to the test's own thread
+            except BaseException as error:
                 failures.append(error)
 
         threads = [threading.Thread(target=work, args=(worker,)) for worker in range(4)]

@@ -31,9 +31,8 @@ def server(any_server: Server) -> Server:
 @pytest.fixture(params=sorted(BINARIES))
 def own_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     """Give a server that the test may kill, pause or configure; once on each kind."""
-    with running(BINARIES[request.param], tmp_path / "server") as server:
-        with contextlib.suppress(ProcessLookupError):
-            yield server
+    with running(BINARIES[request.param], tmp_path / "server") as server, contextlib.suppress(ProcessLookupError):
+        yield server
 
 
 @pytest.fixture
