@@ -44,6 +44,15 @@ T = TypeVar("T")
 _FATAL = (AuthenticationError, AuthorizationError, NoPermissionError)
 _MAX_BULK = 512 * 2**20  # proto-max-bulk-len where the server does not tell: Redis closes the connection beyond it
 
+_WAIT_MS = 500
+
+# Writes without a change, which replicas and the append-only file get like any other, and returns the position.
+_TOUCH = """
+local held = redis.call('HGET', KEYS[1], ARGV[1])
+redis.call('HSET', KEYS[1], ARGV[1], held or '0')
+return held
+"""
+
 _Positive = Annotated[float, msgspec.Meta(gt=0)]
 _OPTIONS: dict[str, Any] = {
     "stream": Annotated[str, msgspec.Meta(min_length=1)],
@@ -53,6 +62,8 @@ _OPTIONS: dict[str, Any] = {
     "retries": Annotated[int, msgspec.Meta(ge=0, le=100)],
     "backoff_base": _Positive,
     "backoff_cap": _Positive,
+    "wait_replicas": Annotated[int, msgspec.Meta(ge=0)],
+    "wait_aof": Annotated[int, msgspec.Meta(ge=0)],
 }
 # What redis-py's own URLs take: the settings of its client that can be written as text.
 _CLIENT_OPTIONS: dict[str, Any] = {
@@ -81,7 +92,9 @@ class RedisStreamSink(Sink):
     ``redis://user:password@host:6379/0?stream=s``, or ``rediss://`` for TLS. Options: ``stream``; ``maxlen`` (0: no
     bound); ``overflow``: ``hold`` keeps what a consumer group has not acknowledged and says the sink is full,
     ``trim`` trims all the same; ``groups=a,b``: only these count; ``retries``, ``backoff_base``, ``backoff_cap``
-    (seconds) on connection errors; and redis-py's own, such as ``socket_timeout``.
+    (seconds) on connection errors; ``wait_replicas=N``: a batch counts as held once N replicas have it, too;
+    ``wait_aof=N``: once N servers, this one first, have it in their append-only file on disk (Redis 7.2, Valkey);
+    and redis-py's own, such as ``socket_timeout``.
 
     It holds its position for each outbox in the hash ``{stream}:positions``, in the stream's slot of a cluster.
 
@@ -99,6 +112,8 @@ class RedisStreamSink(Sink):
         retries: int = 8,
         backoff_base: float = 1.0,
         backoff_cap: float = 10.0,
+        wait_replicas: int = 0,
+        wait_aof: int = 0,
     ) -> None:
         self._where = f"{URL(url)}, stream {stream!r}"
         self._stream = stream
@@ -108,10 +123,17 @@ class RedisStreamSink(Sink):
         self._overflow = overflow
         self._groups = groups
         self._max_payload: int | None = None
+        self._retries = retries
+        self._backoff = _PausingBackoff(lambda: self.pause, base=backoff_base, cap=backoff_cap)
+        self._waits: list[tuple[str | int, ...]] = []  # what must be answered by enough copies before a write counts
+        if wait_replicas:
+            self._waits.append(("WAIT", wait_replicas, _WAIT_MS))
+        if wait_aof:
+            self._waits.append(("WAITAOF", 1, wait_aof - 1, _WAIT_MS))
         try:
             pool: redis.ConnectionPool = redis.ConnectionPool.from_url(
                 url,
-                retry=_Retry(_PausingBackoff(lambda: self.pause, base=backoff_base, cap=backoff_cap), retries),
+                retry=_Retry(self._backoff, retries),
                 # The retry covers lost connections and timeouts; these are two more that pass by themselves.
                 retry_on_error=[BusyLoadingError, ReadOnlyError],
             )
@@ -119,6 +141,7 @@ class RedisStreamSink(Sink):
             self._take = self._client.register_script(
                 files(__package__).joinpath("redis_stream.lua").read_text("utf-8")
             )
+            self._touch = self._client.register_script(_TOUCH)
         except (ValueError, TypeError, RedisError) as error:
             raise ConfigurationError(f"{URL(url)}: {error}") from error
 
@@ -136,6 +159,8 @@ class RedisStreamSink(Sink):
         """Return what the positions hash says, 0 if nothing yet."""
         with self._translated():
             held: Any = self._client.hget(self._positions, outbox_id)
+            if held is not None and self._waits:
+                held = self._confirmed(outbox_id, lambda pipe: self._touch([self._positions], [outbox_id], pipe))
             kind: Any = self._client.type(self._stream)
             if _text(kind) not in ("none", "stream"):  # the first batch would tell, but by then work has been done
                 raise ResponseError(f"WRONGTYPE {_text(kind)}")
@@ -156,24 +181,24 @@ class RedisStreamSink(Sink):
                     for entry in too_large
                 }
             )
+        keys = [self._stream, self._positions]
+        args: list[str | bytes | int] = [
+            batch.outbox_id,
+            batch.after,
+            batch.position,
+            self._maxlen,
+            self._overflow,
+            self._groups,
+            *(entry.payload for entry in batch.entries),
+        ]
         with self._translated():
-            reply: Any = self._take(
-                keys=[self._stream, self._positions],
-                args=[
-                    batch.outbox_id,
-                    batch.after,
-                    batch.position,
-                    self._maxlen,
-                    self._overflow,
-                    self._groups,
-                    *(entry.payload for entry in batch.entries),
-                ],
-            )
+            reply: Any = self._confirmed(batch.outbox_id, lambda pipe: self._take(keys, args, pipe))
         match reply:
             case [b"taken"]:
                 return
             case [b"conflict", held]:
-                raise PositionConflict(int(held))
+                # Perhaps by an earlier attempt of ours, which not enough copies had confirmed.
+                raise PositionConflict(self.position(batch.outbox_id) if self._waits else int(held))
             case [b"full", room, group, oldest]:
                 raise SinkFull(
                     f"{self._where} is full (maxlen {self._maxlen}): group {_text(group)!r} has not acknowledged "
@@ -181,6 +206,29 @@ class RedisStreamSink(Sink):
                     room=room,
                 )
         raise SinkUnavailable(f"{self._where} gave an answer that makes no sense: {reply!r}")
+
+    def _confirmed(self, outbox_id: str, write: Callable[[redis.Redis], Any]) -> Any:
+        """Make a write, and return its reply once as many copies as the URL asks for have it."""
+        if not self._waits:
+            return write(self._client)
+        attempt = 0
+        reply, *copies = self._write_and_wait(write)
+        while not all(map(_enough, self._waits, copies)):
+            attempt += 1
+            if attempt > self._retries:
+                raise SinkUnavailable(
+                    f"{self._where}: not enough copies have what was written ({self._waits}: {copies})"
+                )
+            self._backoff.compute(attempt)
+            _, *copies = self._write_and_wait(lambda pipe: self._touch([self._positions], [outbox_id], pipe))
+        return reply
+
+    def _write_and_wait(self, write: Callable[[redis.Redis], Any]) -> list[Any]:
+        with self._client.pipeline(transaction=False) as pipe:  # WAIT speaks of the writes of its own connection only
+            write(pipe)
+            for wait in self._waits:
+                pipe.execute_command(*wait)  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
+            return list(pipe.execute())
 
     def close(self) -> None:
         """Close the connections."""
@@ -221,6 +269,8 @@ class RedisStreamSink(Sink):
                 raise ConfigurationError(
                     f"{self._where}: that key, or {self._positions!r}, holds another type: name another stream"
                 ) from error
+            if "WAITAOF" in text:
+                raise ConfigurationError(f"{self._where}: wait_aof does not work on this server ({text})") from error
             if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in text:
                 raise SinkFull(f"{self._where}: the server is out of memory (maxmemory)") from error
             raise SinkUnavailable(f"{self._where} cannot be used now ({text})") from error
@@ -252,6 +302,13 @@ class _Retry(Retry):
             return not isinstance(error, _FATAL) and (is_retryable is None or is_retryable(error))
 
         return super().call_with_retry(do, fail, worthwhile, with_failure_count)
+
+
+def _enough(wait: tuple[str | int, ...], count: Any) -> bool:
+    """Compare what WAIT (a number) or WAITAOF (here, and on replicas) answered with what was asked for."""
+    if wait[0] == "WAIT":
+        return bool(count >= wait[1])
+    return bool(count[0] >= wait[1] and count[1] >= wait[2])
 
 
 def _text(value: bytes | str) -> str:

@@ -68,10 +68,8 @@ class Server:
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             with contextlib.suppress(redis.ConnectionError, redis.TimeoutError), self.client() as client:
-                try:
+                with contextlib.suppress(redis.ResponseError):  # NOAUTH: it answers
                     client.ping()
-                except redis.ResponseError:
-                    pass  # NOAUTH: it answers
                 return
             if self._process.poll() is not None:
                 break

@@ -10,8 +10,8 @@ from owm_outbox.demo import City, WeatherService
 
 
 def made_up(count: int, *, first: int = 1) -> list[City]:
-    """Return cities with the ids ``first``, ``first + 1``, …"""
-    return [City(first + n, -90 + n % 180 + 0.25, -180 + n % 360 + 0.5, f"Ort {n} – 市") for n in range(count)]
+    """Return cities with the ids ``first``, ``first + 1`` and so on."""
+    return [City(first + n, -90 + n % 180 + 0.25, -180 + n % 360 + 0.5, f"Ort {n}, 市") for n in range(count)]
 
 
 class CountingService(WeatherService):
