@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pybreaker
 
+from owm_outbox.errors import ApiUnavailable
 from owm_outbox.job import Notes
 
-__all__ = ["NotesStorage", "make_breaker"]
+__all__ = ["Breaker", "NotesStorage"]
 
 
 class _State(msgspec.Struct, omit_defaults=True):
@@ -93,11 +95,50 @@ class NotesStorage(pybreaker.CircuitBreakerStorage):
         self._saved.opened_at = moment.timestamp()
 
 
-def make_breaker(notes: Notes, name: str, *, fail_max: int, reset_timeout: float) -> pybreaker.CircuitBreaker:
-    """Make a breaker that opens after ``fail_max`` failures in a row, for ``reset_timeout`` seconds."""
-    return pybreaker.CircuitBreaker(
-        fail_max=fail_max,
-        reset_timeout=reset_timeout,
-        state_storage=NotesStorage(notes, name, forget=reset_timeout),
-        throw_new_error_on_trip=False,
-    )
+class Breaker:
+    """Keeps requests back from an API that has failed too often in a row.
+
+    :param fail_max: failed requests in a row that open it.
+    :param open_for: seconds until one request is let through as a trial; failures older than that count no more.
+    """
+
+    def __init__(self, notes: Notes, name: str, *, fail_max: int, open_for: float) -> None:
+        self._name = name
+        self._fail_max = fail_max
+        self._open_for = open_for
+        self._storage = NotesStorage(notes, f"breaker:{name}", forget=open_for)
+        self._breaker = pybreaker.CircuitBreaker(
+            fail_max=fail_max,
+            reset_timeout=open_for,
+            state_storage=self._storage,
+            throw_new_error_on_trip=False,
+        )
+
+    def check(self) -> None:
+        """Raise unless a request may be sent.
+
+        :raises ApiUnavailable: the breaker is open; the message says until when.
+        """
+        opened_at = self._storage.opened_at
+        if self._storage.state != pybreaker.STATE_OPEN or opened_at is None:
+            return
+        closes = opened_at + timedelta(seconds=self._open_for)
+        if datetime.now(UTC) < closes:
+            raise ApiUnavailable(
+                f"{self._name} failed {self._fail_max} requests in a row: the circuit breaker is open, and nothing is "
+                f"sent until {closes:%Y-%m-%d %H:%M:%S} UTC; call again then"
+            )
+
+    def count(self, *, failed: bool) -> None:
+        """Count the outcome of one request, which was made outside of pybreaker's lock. Safe from any thread."""
+
+        def outcome() -> None:
+            if failed:
+                raise _RequestFailed
+
+        with contextlib.suppress(_RequestFailed, pybreaker.CircuitBreakerError):
+            self._breaker.call(outcome)
+
+
+class _RequestFailed(Exception):
+    """What pybreaker is shown."""

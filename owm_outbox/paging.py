@@ -7,20 +7,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
-from typing import Any, Generic, TypeVar
-from urllib.parse import urljoin, urlsplit
+from typing import Generic, TypeVar
 
 import msgspec
-import pybreaker
-import requests
 import tenacity
 
-from owm_outbox.breaker import make_breaker
+from owm_outbox.breaker import Breaker
 from owm_outbox.errors import ApiUnavailable
+from owm_outbox.http_client import Client, RequestFailed
 from owm_outbox.job import Page, Run
-from owm_outbox.paging_options import PagedApiOptions
+from owm_outbox.paging_types import Answer, PagedApiOptions
+from owm_outbox.prefetch import Prefetch
 from owm_outbox.task import Rejected
 from owm_outbox.url import without_password
 
@@ -28,6 +25,7 @@ __all__ = ["Answer", "PagedApi"]
 
 log = logging.getLogger("owm_outbox.paging")
 
+R = TypeVar("R")
 T = TypeVar("T")
 
 ATTEMPTS = 5
@@ -37,23 +35,7 @@ _MAX_RETRY_AFTER = 60.0
 _MAX_BODY = 64 * 2**20
 _TASKS_A_COMMIT = 500
 _SECONDS_A_COMMIT = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Answer(Generic[T]):
-    """One page of an API, read and checked.
-
-    :param tasks: in the order of the page.
-    :param rejected: records that are no valid task.
-    :param total: how many records the API says it has on all pages; ``None`` if it does not say: an empty page then
-        ends it.
-    :param limit: how many records a page the API really gives, if it says so.
-    """
-
-    tasks: Sequence[T]
-    rejected: Sequence[Rejected] = ()
-    total: int | None = None
-    limit: int | None = None
+_MORE_PASSES = 2  # the second one finds what slipped; a third, if the data moved during that one as well
 
 
 class _Progress(msgspec.Struct):
@@ -67,77 +49,92 @@ class _Progress(msgspec.Struct):
     page_size: int | None = None
     ended: bool = False  # all pages up to next_page were tried
     shifted: bool = False  # the total changed on the way, so a record may have slipped past
-    passes: int = 0
+    passes: int = 0  # how often all pages were gone through again
 
-
-class _RequestFailed(Exception):
-    def __init__(self, message: str, *, retry_after: float | None = None, unreachable: bool = False) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-        self.unreachable = unreachable
+    def begin_pass(self, first_page: int) -> None:
+        self.next_page, self.ended, self.shifted, self.passes = first_page, False, False, self.passes + 1
 
 
 @dataclass(slots=True)
-class _Group(Generic[T]):
+class _Group(Generic[R]):
     """Answers on their way into one commit."""
 
-    tasks: list[T] = field(default_factory=list)
+    records: list[R] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
 
-    def add(self, answer: Answer[T]) -> bool:
-        self.tasks += answer.tasks
+    def add(self, answer: Answer[R]) -> bool:
+        """Take an answer in; return whether it is time to commit."""
+        self.records += answer.records
         self.rejected += answer.rejected
-        return len(self.tasks) >= _TASKS_A_COMMIT or time.monotonic() - self.since >= _SECONDS_A_COMMIT
+        return len(self.records) >= _TASKS_A_COMMIT or time.monotonic() - self.since >= _SECONDS_A_COMMIT
 
 
-class PagedApi(Generic[T]):
-    """Gets ``{api_url}{path}?page={page}&limit={limit}`` for page after page.
+class PagedApi(Generic[R, T]):
+    """Gets ``{api_url}{path}?page={page}&limit={limit}`` for page after page, several at once where that helps.
 
     A request is tried 5 times, with exponential waits and jitter, on connection errors, timeouts, HTTP 4xx and 5xx,
-    and on answers that ``parse`` does not accept. A page that fails all of them is set aside and tried once more at
+    and on answers that ``parse`` does not accept; a ``Retry-After`` is honoured up to 60 s, and after a 429 or 503
+    there are fewer requests at once for a while. A page that fails all attempts is set aside and tried once more at
     the end. After 20 failed requests in a row a circuit breaker keeps all requests back for 600 s, across processes.
 
-    :param options: address, limit, token (sent as bearer, never printed), waits and timeouts.
+    :param options: address, limit, token (sent as bearer, never printed), concurrency, waits and timeouts.
     :param path: what follows the address, such as ``/cities/``.
-    :param parse: turns a body into an `Answer`; raises `ValueError` (as msgspec's errors are) for a body that is not
-        what it should be.
+    :param parse: turns a body into an `Answer`, on any thread; raises `ValueError` (as msgspec's errors are) for a
+        body that is not what it should be.
+    :param task: turns a record into a task, on the caller's thread.
     """
 
-    def __init__(self, options: PagedApiOptions, path: str, parse: Callable[[bytes], Answer[T]]) -> None:
+    def __init__(
+        self,
+        options: PagedApiOptions,
+        path: str,
+        *,
+        parse: Callable[[bytes], Answer[R]],
+        task: Callable[[R], T],
+    ) -> None:
         self._options = options
         self._url = options.api_url.rstrip("/") + path
         self._parse = parse
+        self._task = task
         self._closing = threading.Event()
-        self._session = requests.Session()
-        self._session.trust_env = False  # no proxy or .netrc from the environment; and half the time a request
-        self._session.headers["Accept"] = "application/json"
-        if options.api_token:
-            self._session.headers["Authorization"] = f"Bearer {options.api_token}"
+        self._client = Client(
+            token=options.api_token,
+            timeout=options.request_timeout,
+            max_body=_MAX_BODY,
+            at_once=options.concurrency,
+        )
+        self._ahead = Prefetch(self._fetch, concurrency=options.concurrency)
 
-    def __enter__(self) -> PagedApi[T]:
+    def __enter__(self) -> PagedApi[R, T]:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._closing.set()
-        self._session.close()
+        self._ahead.close()
+        self._client.close()
 
     def pages(self, run: Run) -> Iterator[Page[T]]:
         """Yield what is still to come of this run, several of the API's pages in one `Page` where they come fast.
 
         :raises ApiUnavailable: the API is gone or the breaker is open; what it had given was yielded before.
         """
-        self._breaker = make_breaker(
-            run.notes, f"breaker:{without_password(self._url)}", fail_max=FAIL_MAX, reset_timeout=OPEN_FOR
-        )
+        self._breaker = Breaker(run.notes, without_password(self._url), fail_max=FAIL_MAX, open_for=OPEN_FOR)
         progress = self._resumed(run)
         try:
-            yield from self._forward(progress)
-            yield from self._again(progress, run)
+            while True:
+                yield from self._forward(progress)
+                yield from self._again(progress)
+                if not self._needs_another_pass(progress, run):
+                    break
+                progress.begin_pass(self._options.first_page)
         except ApiUnavailable:
-            yield self._page(progress, _Group())
+            yield self._page(progress)
             raise
-        yield self._page(progress, _Group())
+        if not progress.failed and progress.total is not None and run.accounted < progress.total:
+            progress.begin_pass(self._options.first_page)  # for the next call: it looks through all pages again
+            progress.passes = 0
+        yield self._page(progress, missing=progress.failed)
 
     # -- which pages
 
@@ -152,42 +149,71 @@ class PagedApi(Generic[T]):
         # Page numbers mean nothing under another limit or address. Starting over is safe: the keys tell.
         return saved if (saved.url, saved.limit) == (fresh.url, fresh.limit) else fresh
 
+    def _needs_another_pass(self, progress: _Progress, run: Run) -> bool:
+        """Say whether a record may have slipped from one page to another while they were read."""
+        if progress.failed or progress.total is None:
+            return False
+        short = run.accounted < progress.total
+        if not short and not progress.shifted:
+            return False
+        if progress.passes >= (_MORE_PASSES if progress.shifted else 1):
+            if not short:
+                log.warning(
+                    "the API's total changes each time we look, to %d now: a record may be missed", progress.total
+                )
+            return False
+        log.warning(
+            "%s: going through the API's pages again",
+            f"{run.accounted} of {progress.total} came" if short else f"the API's total changed to {progress.total}",
+        )
+        return True
+
     def _forward(self, progress: _Progress) -> Iterator[Page[T]]:
         """Go through the pages in order up to the end; those that fail are set aside."""
-        group: _Group[T] = _Group()
-        while not self._at_end(progress):
-            number = progress.next_page
-            try:
-                answer = self._fetch(number)
-            except _RequestFailed as error:
-                if progress.total is None and (error.unreachable or progress.failed):
-                    raise ApiUnavailable(f"{error}: nothing could be read; call again later") from error
-                log.warning("page %d is set aside: %s", number, error)
+        group: _Group[R] = _Group()
+        for number, outcome in self._ahead.outcomes(self._numbers(progress)):
+            if self._at_end(progress):
+                break  # the end came nearer while this page was under way
+            if isinstance(outcome, RequestFailed):
+                if progress.total is None and (outcome.unreachable or progress.failed):
+                    raise ApiUnavailable(f"{outcome}: nothing could be read; call again later") from outcome
+                log.warning("page %d is set aside: %s", number, outcome)
                 progress.failed.append(number)
-                progress.next_page += 1
+                progress.next_page = number + 1
                 continue
-            self._learn(progress, answer)
-            progress.next_page += 1
-            if answer.total is None and not answer.tasks and not answer.rejected:
+            if isinstance(outcome, Exception):
+                if group.records or group.rejected:
+                    yield self._page(progress, group)
+                raise outcome
+            self._learn(progress, outcome)
+            progress.next_page = number + 1
+            if outcome.total is None and not outcome.records and not outcome.rejected:
                 progress.ended = True
-            if group.add(answer):
+            if group.add(outcome):
                 yield self._page(progress, group)
                 group = _Group()
         progress.ended = True
         yield self._page(progress, group)
 
-    def _again(self, progress: _Progress, run: Run) -> Iterator[Page[T]]:
+    def _numbers(self, progress: _Progress) -> Iterator[int]:
+        """Yield page numbers up to the end as it is known when the next one is needed."""
+        number = progress.next_page
+        while not progress.ended and (progress.total is None or number < self._end(progress)):
+            yield number
+            number += 1
+
+    def _again(self, progress: _Progress) -> Iterator[Page[T]]:
         """Try once more what was set aside."""
-        for number in sorted(progress.failed):
-            try:
-                answer = self._fetch(number)
-            except _RequestFailed as error:
-                log.error("page %d never came: %s", number, error)
+        for number, outcome in self._ahead.outcomes(sorted(progress.failed)):
+            if isinstance(outcome, RequestFailed):
+                log.error("page %d never came: %s", number, outcome)
                 continue
-            self._learn(progress, answer)
+            if isinstance(outcome, Exception):
+                raise outcome
+            self._learn(progress, outcome)
             progress.failed.remove(number)
-            group: _Group[T] = _Group()
-            group.add(answer)
+            group: _Group[R] = _Group()
+            group.add(outcome)
             yield self._page(progress, group)
 
     def _at_end(self, progress: _Progress) -> bool:
@@ -197,140 +223,71 @@ class PagedApi(Generic[T]):
         size = progress.page_size or self._options.api_limit
         return self._options.first_page + -(-(progress.total or 0) // size)
 
-    def _learn(self, progress: _Progress, answer: Answer[T]) -> None:
+    def _learn(self, progress: _Progress, answer: Answer[R]) -> None:
         if answer.total is not None:
             progress.shifted |= progress.total not in (None, answer.total)
             progress.total = answer.total
         if answer.limit is not None and 0 < answer.limit < self._options.api_limit:
             progress.page_size = answer.limit  # the API caps it: there are more pages than we thought
 
-    def _missing(self, progress: _Progress) -> list[int]:
-        beyond = range(0) if progress.total is None else range(progress.next_page, self._end(progress))
-        return sorted({*progress.failed, *beyond})
-
-    def _page(self, progress: _Progress, group: _Group[T]) -> Page[T]:
+    def _page(
+        self, progress: _Progress, group: _Group[R] | None = None, missing: Sequence[int] | None = None
+    ) -> Page[T]:
+        if missing is None:
+            came_before = progress.ended or progress.passes > 0
+            end = progress.next_page if progress.total is None or came_before else self._end(progress)
+            missing = sorted({*progress.failed, *range(progress.next_page, end)})
         return Page(
-            tasks=group.tasks,
+            tasks=[self._task(record) for record in group.records] if group else (),
             checkpoint=msgspec.json.encode(progress),
-            rejected=group.rejected,
+            rejected=group.rejected if group else (),
             expected=progress.total,
-            missing=self._missing(progress),
+            missing=missing,
         )
 
-    # -- one page
+    # -- one page, on any thread
 
-    def _fetch(self, number: int) -> Answer[T]:
+    def _fetch(self, number: int) -> Answer[R]:
         """Get one page, with all attempts."""
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(ATTEMPTS),
             wait=self._wait,
-            retry=tenacity.retry_if_exception_type(_RequestFailed),
+            retry=tenacity.retry_if_exception_type(RequestFailed),
             sleep=tenacity.sleep_using_event(self._closing),
-            before_sleep=lambda state: log.info(
-                "%s; attempt %d of %d",
-                state.outcome and state.outcome.exception(),
-                state.attempt_number + 1,
-                ATTEMPTS,
-            ),
+            before_sleep=_log_failure,
             reraise=True,
         )
         return retrying(self._attempt, number)
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, _RequestFailed) and error.retry_after:
+        if isinstance(error, RequestFailed) and error.retry_after:
             return min(error.retry_after, _MAX_RETRY_AFTER)
-        jitter = tenacity.wait_exponential_jitter(
-            multiplier=self._options.retry_wait, max=_MAX_WAIT, jitter=self._options.retry_wait
-        )
-        return jitter(state)
+        first = self._options.retry_wait
+        return tenacity.wait_exponential_jitter(multiplier=first, max=_MAX_WAIT, jitter=first)(state)
 
-    def _attempt(self, number: int) -> Answer[T]:
+    def _attempt(self, number: int) -> Answer[R]:
         """Make one request, unless the breaker is open, and let the breaker count what came of it."""
-        if self._breaker.current_state == pybreaker.STATE_OPEN:
-            opened = self._breaker._state_storage.opened_at
-            closes = (opened or datetime.now(UTC)) + timedelta(seconds=OPEN_FOR)
-            if datetime.now(UTC) < closes:
-                raise ApiUnavailable(
-                    f"{without_password(self._url)} failed {FAIL_MAX} requests in a row: the circuit breaker is open, "
-                    f"nothing is sent until {closes:%Y-%m-%d %H:%M:%S} UTC"
-                )
-        outcome: Answer[T] | _RequestFailed
+        if self._closing.is_set():
+            raise ApiUnavailable("closed while a page was fetched")
+        self._breaker.check()
         try:
-            outcome = self._request(number)
-        except _RequestFailed as error:
-            outcome = error
+            answer = self._request(number)
+        except RequestFailed:
+            self._breaker.count(failed=True)
+            raise
+        self._breaker.count(failed=False)
+        return answer
 
-        def settle() -> Answer[T]:
-            if isinstance(outcome, _RequestFailed):
-                raise outcome
-            return outcome
-
-        return self._breaker.call(settle)
-
-    def _request(self, number: int) -> Answer[T]:
-        where = f"{without_password(self._url)}?page={number}&limit={self._options.api_limit}"
-        try:
-            body = self._body(self._url, {"page": number, "limit": self._options.api_limit}, where)
-        except (requests.RequestException, OSError) as error:
-            unreachable = isinstance(error, requests.ConnectionError)
-            raise _RequestFailed(f"{where} cannot be read ({_short(error)})", unreachable=unreachable) from error
+    def _request(self, number: int) -> Answer[R]:
+        body = self._client.get(self._url, {"page": number, "limit": self._options.api_limit})
         try:
             return self._parse(body)
         except ValueError as error:
-            raise _RequestFailed(f"{where} gave no valid page ({error}): {body[:60]!r}") from error
-
-    def _body(self, url: str, params: dict[str, Any] | None, where: str) -> bytes:
-        deadline = time.monotonic() + self._options.request_timeout
-        for _ in range(5):
-            with self._session.get(
-                url, params=params, stream=True, timeout=self._options.request_timeout, allow_redirects=False
-            ) as response:
-                if response.is_redirect:
-                    target = urljoin(response.url, response.headers["Location"])
-                    if urlsplit(target)[:2] != urlsplit(url)[:2]:
-                        raise _RequestFailed(f"{where} redirects to another host, {without_password(target)}")
-                    url, params = target, None
-                    continue
-                if response.status_code != 200:
-                    hint = ": check the API token" if response.status_code in (401, 403) else ""
-                    raise _RequestFailed(
-                        f"{where} answered {response.status_code} {response.reason}{hint}",
-                        retry_after=_seconds(response.headers.get("Retry-After")),
-                    )
-                body = bytearray()
-                for chunk in response.iter_content(2**16):
-                    body += chunk
-                    if len(body) > _MAX_BODY:
-                        raise _RequestFailed(f"{where} gave more than {_MAX_BODY // 2**20} MiB")
-                    if time.monotonic() > deadline:
-                        raise _RequestFailed(f"{where} took longer than {self._options.request_timeout:g} s")
-                return bytes(body)
-        raise _RequestFailed(f"{where} redirects in a circle")
+            where = f"{without_password(self._url)}?page={number}&limit={self._options.api_limit}"
+            raise RequestFailed(f"{where} gave no valid page ({error}): {body[:60]!r}") from error
 
 
-def _seconds(retry_after: str | None) -> float | None:
-    """Read a Retry-After header, seconds or a date; ``None`` for none, nonsense, zero and the past."""
-    if not retry_after:
-        return None
-    try:
-        seconds = float(retry_after)
-    except ValueError:
-        try:
-            seconds = (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
-            return None
-    return seconds if seconds > 0 else None
-
-
-def _short(error: BaseException) -> str:
-    """Return the innermost reason, without the addresses of objects that urllib3 puts into its messages."""
-    reason: Any = error
-    while True:
-        inner = getattr(reason, "reason", None) or next(
-            (arg for arg in getattr(reason, "args", ()) if isinstance(arg, BaseException)), None
-        )
-        if not isinstance(inner, BaseException) or inner is reason:
-            break
-        reason = inner
-    return str(reason).partition("object at 0x")[2].partition(": ")[2] or str(reason) or type(reason).__name__
+def _log_failure(state: tenacity.RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    log.info("%s; attempt %d of %d follows", error, state.attempt_number + 1, ATTEMPTS)

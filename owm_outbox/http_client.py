@@ -1,0 +1,289 @@
+"""One HTTP GET that ends when it should: within its deadline, within its size, at the host it was meant for."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+
+from owm_outbox.url import without_password
+
+__all__ = ["Client", "RequestFailed"]
+
+_MAX_REDIRECTS = 5
+_CALM = 20  # good answers after which one more request at once is tried again
+
+
+class RequestFailed(Exception):
+    """A request brought no usable answer.
+
+    :param retry_after: seconds that the server asks to wait, if it does.
+    :param unreachable: nobody answered at all.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None, unreachable: bool = False) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.unreachable = unreachable
+
+
+class Client:
+    """Gets bodies from one host, with one `requests.Session`. Safe to use from several threads.
+
+    :param token: sent as bearer token, to that host only.
+    :param timeout: seconds for a request, from start to last byte, however slowly the bytes come.
+    :param max_body: bytes of a body, decompressed.
+    :param at_once: requests at once, at most; half as many for a while after each answer 429 or 503.
+    """
+
+    def __init__(self, *, token: str | None, timeout: float, max_body: int, at_once: int) -> None:
+        self._timeout = timeout
+        self._max_body = max_body
+        self._turns = _Turns(at_once)
+        self._deadlines = _Deadlines()
+        self._session = requests.Session()
+        self._session.trust_env = False  # no proxy or .netrc from the environment; and half the time a request
+        self._session.headers["Accept"] = "application/json"
+        if token:
+            self._session.headers["Authorization"] = f"Bearer {token}"
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, _Adapter(pool_connections=1, pool_maxsize=at_once))
+        # Merged with the session's settings once: they are the same each time, and it takes a fifth of a request.
+        self._template = self._session.prepare_request(requests.Request("GET", "http://host/"))
+
+    def close(self) -> None:
+        """Close idle connections, and let nobody wait for a turn any more."""
+        self._turns.close()
+        self._session.close()
+        self._deadlines.close()
+
+    def get(self, url: str, params: Mapping[str, Any]) -> bytes:
+        """Return the body of a 200 answer.
+
+        :raises RequestFailed: anything else, in one line.
+        """
+        where = f"{without_password(url)}?{'&'.join(f'{name}={value}' for name, value in params.items())}"
+        deadline = _Deadline(self._timeout)
+        try:
+            with self._turns.one(), self._deadlines.within(deadline):
+                return self._follow(url, params, where)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            if deadline.passed:
+                raise RequestFailed(f"{where} took longer than {self._timeout:g} s") from error
+            raise RequestFailed(
+                f"{where} cannot be read ({_innermost(error)})",
+                unreachable=isinstance(error, requests.ConnectionError),
+            ) from error
+
+    def _follow(self, url: str, params: Mapping[str, Any] | None, where: str) -> bytes:
+        for _ in range(_MAX_REDIRECTS):
+            request = self._template.copy()
+            request.prepare_url(url, params)
+            with self._session.send(
+                request, stream=True, timeout=self._timeout, allow_redirects=False, proxies={}
+            ) as response:
+                if not response.is_redirect:
+                    return self._body(response, where)
+                target = urljoin(response.url, response.headers["Location"])
+            if urlsplit(target)[:2] != urlsplit(url)[:2]:
+                raise RequestFailed(f"{where} redirects to {without_password(target)}, which is another host")
+            url, params = target, None
+        raise RequestFailed(f"{where} redirects more than {_MAX_REDIRECTS} times")
+
+    def _body(self, response: requests.Response, where: str) -> bytes:
+        if response.status_code != 200:
+            if response.status_code in (429, 503):
+                self._turns.halve()
+            hint = ": check the API token" if response.status_code in (401, 403) else ""
+            raise RequestFailed(
+                f"{where} answered {response.status_code} {response.reason}{hint}",
+                retry_after=_seconds(response.headers.get("Retry-After")),
+            )
+        body = bytearray()
+        for chunk in response.iter_content(2**16):
+            body += chunk
+            if len(body) > self._max_body:
+                raise RequestFailed(f"{where} gives more than {self._max_body:,} bytes")
+        self._turns.raise_again()
+        return bytes(body)
+
+
+class _Turns:
+    """Limits how many requests there are at once."""
+
+    def __init__(self, most: int) -> None:
+        self._changed = threading.Condition()
+        self._most = most
+        self._allowed = most
+        self._taken = 0
+        self._answers = 0  # since the limit changed last
+        self._closed = False
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        with self._changed:
+            while self._taken >= self._allowed and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                raise RequestFailed("closed while waiting for a turn")
+            self._taken += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= 1
+                self._changed.notify()
+
+    def halve(self) -> None:
+        with self._changed:
+            self._allowed, self._answers = max(1, self._allowed // 2), 0
+
+    def raise_again(self) -> None:
+        if self._allowed < self._most:
+            with self._changed:
+                self._answers += 1
+                if self._answers >= _CALM:
+                    self._allowed, self._answers = self._allowed + 1, 0
+                    self._changed.notify()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+class _Deadline:
+    """One request's end; its socket is shut down when it comes, which wakes whoever reads from it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.at = float("inf")  # once it runs
+        self.passed = False
+        self.socket: socket.socket | None = None
+
+    def strike(self) -> None:
+        self.passed = True
+        if self.socket is not None:
+            with contextlib.suppress(OSError):  # it may be closed by now
+                self.socket.shutdown(socket.SHUT_RDWR)
+
+
+class _Deadlines:
+    """Watches the requests under way, with one thread.
+
+    The timeout that requests takes is for each gap between two bytes: an answer that trickles in, headers included,
+    would outlive any number.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running: set[_Deadline] = set()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    @contextlib.contextmanager
+    def within(self, deadline: _Deadline) -> Iterator[None]:
+        deadline.at = time.monotonic() + deadline.seconds
+        with self._changed:
+            self._running.add(deadline)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._watch, name="deadlines", daemon=True)
+                self._thread.start()
+            elif len(self._running) == 1:
+                self._changed.notify()  # it waits without end while nothing is under way
+        _under_way.deadline = deadline
+        try:
+            yield
+        finally:
+            _under_way.deadline = None
+            with self._changed:
+                self._running.discard(deadline)
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def _watch(self) -> None:
+        with self._changed:
+            while not self._closed:
+                now = time.monotonic()
+                for deadline in [known for known in self._running if known.at <= now]:
+                    self._running.discard(deadline)
+                    deadline.strike()
+                self._changed.wait(min((known.at for known in self._running), default=now + 3600) - now)
+
+
+_under_way = threading.local()  # .deadline: that of the request this thread is making
+
+
+def _note(sock: Any) -> None:
+    deadline: _Deadline | None = getattr(_under_way, "deadline", None)
+    if deadline is not None:
+        deadline.socket = sock
+        if deadline.passed:
+            deadline.strike()
+
+
+class _HTTPConnection(urllib3.connection.HTTPConnection):
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        super().request(*args, **kwargs)
+        _note(self.sock)
+
+
+class _HTTPSConnection(urllib3.connection.HTTPSConnection):
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        super().request(*args, **kwargs)
+        _note(self.sock)
+
+
+class _HTTPPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _HTTPConnection
+
+
+class _HTTPSPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _HTTPSConnection
+
+
+class _Adapter(HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Read a Retry-After header, seconds or a date; ``None`` for none, nonsense, zero and the past."""
+    if not retry_after:
+        return None
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    return seconds if 0 < seconds < float("inf") else None
+
+
+def _innermost(error: BaseException) -> str:
+    """Return the innermost reason, without the addresses of objects that urllib3 puts into its messages."""
+    reason: BaseException = error
+    while True:
+        inner: Any = getattr(reason, "reason", None)
+        if not isinstance(inner, BaseException):
+            inner = next((arg for arg in reason.args if isinstance(arg, BaseException)), None)
+        if inner is None:
+            break
+        reason = inner
+    text = str(reason) or type(reason).__name__
+    return text.partition("object at 0x")[2].partition(": ")[2] or text.rpartition("): ")[2] or text

@@ -1,0 +1,51 @@
+"""What a job that pages an HTTP API is made of; apart from `PagedApi`, because ``--help`` need not import requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Generic, TypeVar
+
+from msgspec import Meta
+
+from owm_outbox.job import JobOptions, Secret
+from owm_outbox.task import Rejected
+
+__all__ = ["Answer", "ApiUrl", "PagedApiOptions"]
+
+R = TypeVar("R")
+
+ApiUrl = Annotated[str, Meta(pattern="^https?://[^/?#]+", description="Address of the API, http or https")]
+
+
+class PagedApiOptions(JobOptions, frozen=True):
+    """Where the API is and how to read it. A job gives ``api_url`` its default, and may add options of its own."""
+
+    api_url: ApiUrl
+    api_limit: Annotated[int, Meta(ge=1, le=100_000, description="Records a page to ask for")] = 100
+    api_token: Annotated[Secret | None, Meta(description="Sent as bearer token")] = None
+    concurrency: Annotated[int, Meta(ge=1, le=64, description="Requests at once, at most")] = 4
+    first_page: Annotated[int, Meta(ge=0, description="Number of the API's first page")] = 0
+    retry_wait: Annotated[
+        float, Meta(gt=0, le=30, description="Seconds before a request's second attempt; doubles up to 30")
+    ] = 1.0
+    request_timeout: Annotated[
+        float, Meta(gt=0, le=3600, description="Seconds for one request, from start to last byte")
+    ] = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[R]):
+    """One page of an API, read and checked.
+
+    :param records: those that are to become tasks, in the order of the page.
+    :param rejected: records that are no valid task.
+    :param total: how many records the API says it has on all pages; ``None`` if it does not say: an empty page then
+        ends it.
+    :param limit: how many records a page the API really gives, if it says so.
+    """
+
+    records: Sequence[R]
+    rejected: Sequence[Rejected] = ()
+    total: int | None = None
+    limit: int | None = None

@@ -1,0 +1,124 @@
+"""Benchmark, part 1: how fast pages come, beside the ideal and a plain loop. Run with ``tox -e bench``.
+
+The service answers from ready-made bodies, in a process of its own, after the given latency. Ideal is concurrency ÷
+latency. The plain loop is what one writes first: one ``requests.Session``, ``.json()``, a list of dicts with a UUID each.
+PagedApi does more in the same time: it checks every record, retries, keeps order and a checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import statistics
+import sys
+import time
+import uuid
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection
+
+import requests
+
+from owm_outbox import Run
+from owm_outbox.jobs.owm import OwmJob
+from owm_outbox.outbox import MemoryNotes
+
+CITIES_A_PAGE = 100
+ROUNDS = 3
+
+
+def _serve(latency: float, pages: int, pipe: Connection) -> None:
+    """Answer page requests after ``latency`` seconds, as fast as an event loop can."""
+    total = pages * CITIES_A_PAGE
+    bodies = []
+    for page in range(pages):
+        cities = [
+            {"city_id": page * CITIES_A_PAGE + n, "name": "Ort", "latitude_deg": 47.5, "longitude_deg": 8.5 + n / 1000}
+            for n in range(CITIES_A_PAGE)
+        ]
+        body = json.dumps({"cities": cities, "total_count": total, "limit": CITIES_A_PAGE}).encode()
+        bodies.append(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                if latency:
+                    await asyncio.sleep(latency)
+                writer.write(bodies[int(head.partition(b"page=")[2].partition(b"&")[0])])
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    async def main() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        pipe.send(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
+
+    asyncio.run(main())
+
+
+def _paged(url: str, concurrency: int) -> int:
+    job = OwmJob(OwmJob.Options(api_url=url, concurrency=concurrency))
+    run = Run(
+        id=str(uuid.uuid4()),
+        job="owm",
+        started_at=datetime.now(UTC),
+        resumed=False,
+        key=job.key,
+        notes=MemoryNotes(),
+    )
+    count = 0
+    for page in job.pages(run):
+        count += len(page.tasks)
+        run.extracted = count
+    return count
+
+
+def _plain(url: str, pages: int) -> int:
+    count = 0
+    with requests.Session() as session:
+        for page in range(pages):
+            answer = session.get(f"{url}/cities/", params={"page": page, "limit": CITIES_A_PAGE})
+            answer.raise_for_status()
+            tasks = [{"task_id": str(uuid.uuid4()), "city_id": city["city_id"]} for city in answer.json()["cities"]]
+            count += len(tasks)
+    return count
+
+
+def main() -> None:
+    """Print the table."""
+    print(f"Python {sys.version.split()[0]}, {multiprocessing.cpu_count()} cores; pages/s, median of {ROUNDS} rounds")
+    print(
+        f"{'latency':>8} {'at once':>8} {'pages/s':>9} {'ideal':>9} {'of ideal':>9} {'plain loop':>11} {'of plain':>9}"
+    )
+    for latency in (0.0, 0.005, 0.02, 0.1):
+        pages = {0.0: 1500, 0.005: 800, 0.02: 400, 0.1: 160}[latency]
+        ours, theirs = multiprocessing.Pipe()
+        process = multiprocessing.get_context("spawn").Process(
+            target=_serve, args=(latency, pages, theirs), daemon=True
+        )
+        process.start()
+        url = f"http://127.0.0.1:{ours.recv()}"
+        some = pages if latency < 0.02 else pages // 8
+        # In turn, so that a machine that slows down or speeds up does so for all of them.
+        rates: dict[int, list[float]] = {0: [], 1: [], 4: [], 8: [], 16: []}
+        for _ in range(ROUNDS):
+            for concurrency, found in rates.items():
+                began = time.perf_counter()
+                count = _paged(url, concurrency) if concurrency else _plain(url, some)
+                wanted = pages if concurrency else some
+                assert count == wanted * CITIES_A_PAGE
+                found.append(wanted / (time.perf_counter() - began))
+        process.terminate()
+        plain = statistics.median(rates.pop(0))
+        for concurrency, found in rates.items():
+            rate = statistics.median(found)
+            ideal = concurrency / latency if latency else None
+            print(
+                f"{latency * 1000:>5.0f} ms {concurrency:>8} {rate:>9.0f} "
+                f"{f'{ideal:.0f}' if ideal else '-':>9} {f'{rate / ideal:.2f}' if ideal else '-':>9} "
+                f"{plain:>11.0f} {rate / plain:>9.2f}"
+            )
+
+
+if __name__ == "__main__":
+    main()
