@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,9 +20,9 @@ from owm_outbox import __version__
 from owm_outbox.config import job_params, load_toml, make_options, prefix, secrets
 from owm_outbox.errors import ConfigurationError, OutboxError
 from owm_outbox.job import Job
-from owm_outbox.outbox import DeadLetterStore, Outbox, OutboxStats
+from owm_outbox.outbox import RESUME_WITHIN, DeadLetterStore, Outbox, OutboxStats
 from owm_outbox.relay import OutboxRelay
-from owm_outbox.report import RunReport
+from owm_outbox.report import Observer, RunReport
 from owm_outbox.stop import Stop
 from owm_outbox.url import URL
 
@@ -236,6 +236,16 @@ class JobCommand(click.Command):
                 callback=self._load_config,
                 help=f"TOML file with these options, as api_url = … at the top or below [{self._job_name}].",
             ),
+            click.Option(
+                ["--resume-within"],
+                type=click.FloatRange(0),
+                default=RESUME_WITHIN.total_seconds(),
+                show_default=True,
+                envvar=f"{env_prefix}_RESUME_WITHIN",
+                show_envvar=True,
+                help="Seconds from its start for which an unfinished run is resumed; an older one is closed.",
+            ),
+            click.Option(["--fresh"], is_flag=True, help="Close an unfinished run, however young, and start anew."),
             click.Option(["--json", "as_json"], is_flag=True, help="Write the run report to stdout."),
             *_log_params(),
             *self._extra,
@@ -273,7 +283,8 @@ def run_job(job: Job[Any], values: dict[str, Any], *, say_report: bool) -> tuple
         outbox = stack.enter_context(open_outbox(values["outbox"]))
         relay = _relay(stack, outbox, sink, values)
         try:
-            report = relay.run(job)
+            resume_within = timedelta(seconds=0 if values["fresh"] else values["resume_within"])
+            report = relay.run(job, resume_within=resume_within)
         except OutboxError as error:
             report, code, line = error.report, error.exit_code, str(error)
     if report is not None and code == 0 and report.rejected:
@@ -289,11 +300,15 @@ def run_job(job: Job[Any], values: dict[str, Any], *, say_report: bool) -> tuple
 def _relay(stack: ExitStack, outbox: Outbox, sink: Sink, values: dict[str, Any]) -> OutboxRelay:
     stop = Stop()
     stack.enter_context(stop.on_signals(signal.SIGINT, signal.SIGTERM))
-    observers = []
-    if sys.stderr.isatty():
+    observers: list[Observer] = []
+    if sys.stderr.isatty() and values["log_format"] == "text":
         from owm_outbox.progress import ProgressBar
 
         observers.append(stack.enter_context(ProgressBar()))
+    else:
+        from owm_outbox.progress import ProgressLog
+
+        observers.append(ProgressLog())
     return OutboxRelay(
         outbox,
         sink,

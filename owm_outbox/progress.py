@@ -1,16 +1,22 @@
-"""A progress bar for people at a terminal."""
+"""How far a run is: a bar for people at a terminal, lines in the log for everybody else."""
 
 from __future__ import annotations
 
-from typing import Any, Self
-
-from tqdm import tqdm
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
 
 from owm_outbox.job import Page, Run
 from owm_outbox.report import Observer, RunReport
 from owm_outbox.task import Batch
 
-__all__ = ["ProgressBar"]
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+__all__ = ["ProgressBar", "ProgressLog"]
+
+log = logging.getLogger("owm_outbox.progress")
 
 
 class ProgressBar(Observer):
@@ -29,13 +35,10 @@ class ProgressBar(Observer):
 
     def run_started(self, run: Run) -> None:
         """Open the bar where the run stands."""
+        from tqdm import tqdm  # only where there is a terminal
+
         self._bar = tqdm(
-            desc=run.job,
-            initial=run.extracted,
-            total=run.expected,
-            unit=" tasks",
-            dynamic_ncols=True,
-            leave=False,
+            desc=run.job, initial=run.extracted, total=run.expected, unit=" tasks", dynamic_ncols=True, leave=False
         )
 
     def page_stored(self, run: Run, page: Page[Any], new: int) -> None:
@@ -54,3 +57,58 @@ class ProgressBar(Observer):
         """Take the bar away, so that the last line stands alone."""
         if self._bar is not None:
             self._bar.close()
+
+
+class ProgressLog(Observer):
+    """Logs a line at the start, at the end, and every so often in between.
+
+    :param every: seconds between two lines.
+    :param clock: monotonic seconds.
+    """
+
+    def __init__(self, every: float = 10.0, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._every = every
+        self._clock = clock
+        self._began = self._last = clock()
+        self._stored = 0
+        self._delivered = 0
+
+    def run_started(self, run: Run) -> None:
+        """Say which run it is."""
+        log.info("run %s of %s %s", run.id, run.job, "goes on" if run.resumed else "starts")
+        self._began = self._last = self._clock()
+
+    def page_stored(self, run: Run, page: Page[Any], new: int) -> None:
+        """Say how far it is, if that was not said just now."""
+        self._stored += new
+        now = self._clock()
+        if now - self._last < self._every:
+            return
+        self._last = now
+        rate = self._stored / (now - self._began)
+        left = "" if not run.expected or not rate else f", {(run.expected - run.accounted) / rate:.0f} s left"
+        log.info(
+            "%s of %s tasks stored, %s delivered, %.0f a second%s",
+            run.extracted,
+            run.expected if run.expected is not None else "?",
+            self._delivered,
+            rate,
+            left,
+        )
+
+    def batch_delivered(self, batch: Batch) -> None:
+        """Count what the sink holds."""
+        self._delivered += len(batch.entries)
+
+    def run_finished(self, report: RunReport) -> None:
+        """Say what came of it."""
+        log.info(
+            "run %s %s: %d tasks, %d delivered, %d rejected, %d waiting, %.1f s",
+            report.run_id,
+            "complete" if report.complete else "incomplete",
+            report.extracted,
+            report.delivered,
+            report.rejected,
+            report.pending,
+            report.seconds,
+        )

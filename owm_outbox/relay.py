@@ -101,7 +101,6 @@ class OutboxRelay:
             self._reset()
             self._deliver_what_fits()
             run = self._outbox.start_run(job, resume_within=resume_within)
-            log.info("run %s of %s %s", run.id, run.job, "goes on" if run.resumed else "starts")
             self._tell("run_started", run)
             trouble: TryAgainLater | Stopped | None = None
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Generic, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -15,7 +15,7 @@ from owm_outbox.task import Rejected
 
 __all__ = ["OwmIngestionTask", "OwmJob"]
 
-_INT64 = 2**63
+C = TypeVar("C")
 
 
 class OwmIngestionTask(msgspec.Struct, frozen=True):
@@ -28,27 +28,23 @@ class OwmIngestionTask(msgspec.Struct, frozen=True):
 
 
 class _City(msgspec.Struct):
-    city_id: Annotated[int, Meta(ge=-_INT64, le=_INT64 - 1)]
+    city_id: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
     latitude_deg: Annotated[float, Meta(ge=-90, le=90)]
     longitude_deg: Annotated[float, Meta(ge=-180, le=180)]
 
 
-class _Cities(msgspec.Struct):
-    cities: list[_City]
+class _Cities(msgspec.Struct, Generic[C]):
+    cities: list[C]
     total_count: Annotated[int, Meta(ge=0)]
     limit: int | None = None
-
-
-class _RawCities(_Cities):
-    cities: list[msgspec.Raw]  # type: ignore[assignment]  # the same answer, not yet looked into
 
 
 class _Keyed(msgspec.Struct):
     city_id: int
 
 
-_read_page = msgspec.json.Decoder(_Cities | list[_City]).decode
-_read_raw_page = msgspec.json.Decoder(_RawCities | list[msgspec.Raw]).decode
+_read_page = msgspec.json.Decoder(_Cities[_City] | list[_City]).decode
+_read_raw_page = msgspec.json.Decoder(_Cities[msgspec.Raw] | list[msgspec.Raw]).decode
 
 
 class OwmJob(Job[OwmIngestionTask]):
