@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Self
 
-from owm_outbox import URL, Batch, ConfigurationError, Sink, SinkFull, SinkUnavailable
+from owm_outbox import URL, Batch, ConfigurationError, Place, Sink, SinkFull, SinkUnavailable
 
 __all__ = ["JsonLinesSink"]
 
@@ -34,6 +37,15 @@ class JsonLinesSink(Sink):
         if not url.path or url.hostname:
             raise ConfigurationError(f"{url} names no file; write jsonl:- for stdout or jsonl:/path/to/file")
         return cls(url.path)
+
+    @classmethod
+    @contextmanager
+    def scratch(cls, url: URL) -> Iterator[Place]:
+        """Give a file beside the real one; for stdout, in the folder for temporary files."""
+        folder = None if url.path == "-" else Path(url.path).absolute().parent
+        with TemporaryDirectory(prefix="check-", dir=folder) as scratch:
+            path = Path(scratch) / "tasks.jsonl"
+            yield Place(open=lambda: cls(path), held=lambda: path.read_bytes().splitlines() if path.exists() else [])
 
     def position(self, outbox_id: str) -> None:
         """Return ``None``: lines carry no position."""

@@ -14,6 +14,7 @@ import msgspec
 
 from owm_outbox import (
     RESUME_WITHIN,
+    URL,
     DeadLetter,
     DeadLetterStore,
     Entry,
@@ -67,6 +68,13 @@ class MemoryOutbox(Outbox, DeadLetterStore):
         self._acknowledged = 0
         self._relay = threading.Lock()
         self._mutex = threading.RLock()
+
+    @classmethod
+    @contextmanager
+    def scratch(cls, url: URL) -> Iterator[Callable[[], Outbox]]:
+        """Give the same new object each time."""
+        outbox = cls.from_url(url)
+        yield lambda: outbox
 
     @contextmanager
     def lock(self) -> Iterator[None]:

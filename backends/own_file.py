@@ -20,12 +20,12 @@ _SQLITE_MAGIC = b"SQLite format 3\x00"
 class OwnFile:
     """An SQLite file of ours.
 
-    :param application_id: what the header of the file must say; an empty file is fine, too.
+    :param application_id: what the header of the file must say, ``None`` for anything; an empty file is fine, too.
     :param create: whether it is made if it does not exist.
     :raises OutboxUnusable: it cannot be made or opened, or is not ours. It is untouched then.
     """
 
-    def __init__(self, path: Path, *, application_id: int, create: bool) -> None:
+    def __init__(self, path: Path, *, application_id: int | None, create: bool) -> None:
         self.path = path
         self._application_id = application_id
         self._seen: dict[Path, tuple[int, int, int]] = {}
@@ -66,7 +66,7 @@ class OwnFile:
             return
         if not header.startswith(_SQLITE_MAGIC):
             raise OutboxUnusable(f"{self.path} is not an SQLite file, so it is not ours: name another path")
-        if int.from_bytes(header[68:72], "big") != self._application_id:
+        if self._application_id not in (None, int.from_bytes(header[68:72], "big")):
             raise OutboxUnusable(f"{self.path} is an SQLite file of another program: name another path")
 
     @staticmethod

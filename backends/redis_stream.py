@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -29,6 +30,7 @@ from owm_outbox import (
     Batch,
     ConfigurationError,
     EntriesRejected,
+    Place,
     PositionConflict,
     Sink,
     SinkFull,
@@ -44,6 +46,7 @@ T = TypeVar("T")
 _FATAL = (AuthenticationError, AuthorizationError, NoPermissionError)
 _MAX_BULK = 512 * 2**20  # proto-max-bulk-len where the server does not tell: Redis closes the connection beyond it
 
+_STREAM = "owm-ingestion-stream"
 _WAIT_MS = 500
 
 # Writes without a change, which replicas and the append-only file get like any other, and returns the position.
@@ -105,7 +108,7 @@ class RedisStreamSink(Sink):
         self,
         url: str = "redis://localhost:6379/0",
         *,
-        stream: str = "owm-ingestion-stream",
+        stream: str = _STREAM,
         maxlen: int = 100_000,
         overflow: Literal["hold", "trim"] = "hold",
         groups: str = "",
@@ -154,6 +157,35 @@ class RedisStreamSink(Sink):
         if not url.path.strip("/").isdecimal() and url.path.strip("/"):
             raise ConfigurationError(f"{url}: the path is the number of a database, such as /0")
         return cls(url.without_options(*_OPTIONS), **{name: given[name] for name in _OPTIONS if name in given})
+
+    @classmethod
+    @contextmanager
+    def scratch(cls, url: URL) -> Iterator[Place]:
+        """Give a stream of 100 entries beside the real one, on the same server."""
+        given = url.options(**_OPTIONS, **_CLIENT_OPTIONS)
+        stream = f"{given.get('stream', _STREAM)}:check:{uuid.uuid4()}"
+        own = {name: given[name] for name in _OPTIONS if name in given}
+        own |= {"stream": stream, "maxlen": 100, "overflow": "hold", "groups": ""}
+
+        def make() -> Self:
+            return cls(url.without_options(*_OPTIONS), **own)
+
+        def held() -> list[bytes]:
+            entries: Any = keeper._client.xrange(stream)
+            return [fields[b"data"] for _, fields in entries]
+
+        def fill() -> None:
+            keeper._client.xgroup_create(stream, "check", id="0", mkstream=True)
+            while keeper._client.xlen(stream) < 80:
+                keeper._client.xadd(stream, {"data": "{}"})
+
+        with make() as keeper:
+            keeper.position("check")  # a server that is down, or says no, shows here
+            try:
+                yield Place(open=make, held=held, fill=fill)
+            finally:
+                with keeper._translated():
+                    keeper._client.delete(stream, keeper._positions)
 
     def position(self, outbox_id: str) -> int:
         """Return what the positions hash says, 0 if nothing yet."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Self
 from urllib.parse import quote
 
@@ -53,9 +54,9 @@ _migrations = Migrations("owm_outbox")
 def m001_tables(db: sqlite_utils.Database) -> None:
     """Create the tables of version 1."""
     db.create_table("outbox", {"id": str, "acknowledged": int}, pk="id", not_null={"acknowledged"}, strict=True)
-    db.create_table("notes", {"name": str, "value": bytes}, pk="name", strict=True)
+    db.create_table("outbox_notes", {"name": str, "value": bytes}, pk="name", strict=True)
     db.create_table(
-        "runs",
+        "outbox_runs",
         {
             "number": int,
             "id": str,
@@ -80,7 +81,7 @@ def m001_tables(db: sqlite_utils.Database) -> None:
     # nor UNIQUE (run, key), which costs little with keys that arrive in order (an index on task ids costs 5 times).
     db.execute(
         """
-        CREATE TABLE entries (
+        CREATE TABLE outbox_entries (
             position INTEGER PRIMARY KEY AUTOINCREMENT,
             run INTEGER,
             key ANY,
@@ -93,15 +94,16 @@ def m001_tables(db: sqlite_utils.Database) -> None:
         ) STRICT
         """
     )
-    db.execute("CREATE INDEX dead ON entries (position) WHERE reason IS NOT NULL")
+    db.execute("CREATE INDEX outbox_dead ON outbox_entries (position) WHERE reason IS NOT NULL")
     db["outbox"].insert({"id": str(uuid.uuid4()), "acknowledged": 0})  # type: ignore[union-attr]  # a table, not a view
 
 
 class SqliteOutbox(Outbox, DeadLetterStore):
     """Keeps tasks in an SQLite file: durable at every commit (WAL, synchronous=FULL), readable by its owner only.
 
-    ``sqlite:////absolute/path.db`` or ``sqlite:///relative/path.db``; option ``timeout``: seconds to wait for another
-    program that writes to the file (5).
+    ``sqlite:////absolute/path.db`` or ``sqlite:///relative/path.db``; options: ``timeout``, seconds to wait for
+    another program that writes to the file (5); ``shared=true``, the file is an application's own database, in which
+    the outbox has the tables whose names begin with ``outbox``.
 
     :param path: created if it does not exist; its folder must. ``path.lock`` beside it is what ``lock`` holds.
     :param now: seconds since the epoch.
@@ -114,13 +116,15 @@ class SqliteOutbox(Outbox, DeadLetterStore):
         path: str | os.PathLike[str],
         *,
         timeout: float = 5.0,
+        shared: bool = False,
         create: bool = True,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.path = Path(path).absolute()
         self._now = now
+        self._timeout = timeout
         self._mutex = threading.RLock()  # an application's thread may append while a relay's thread reads
-        self._file = OwnFile(self.path, application_id=_APPLICATION_ID, create=create)
+        self._file = OwnFile(self.path, application_id=None if shared else _APPLICATION_ID, create=create)
         with self._translated():
             self._conn = sqlite3.connect(
                 f"file:{quote(str(self.path))}?mode=rw",
@@ -132,7 +136,7 @@ class SqliteOutbox(Outbox, DeadLetterStore):
             )
         try:
             with self._translated():
-                self.id = self._open()
+                self.id = self._open(shared=shared)
         except BaseException:
             self._conn.close()
             raise
@@ -141,13 +145,20 @@ class SqliteOutbox(Outbox, DeadLetterStore):
     @classmethod
     def from_url(cls, url: URL, *, create: bool = True) -> Self:
         """Open the file that ``sqlite:///path`` names."""
-        options = url.options(timeout=Annotated[float, msgspec.Meta(ge=0, le=600)])
+        options = url.options(timeout=Annotated[float, msgspec.Meta(ge=0, le=600)], shared=bool)
         if url.hostname or not url.path.strip("/"):
             raise ConfigurationError(f"{url} names no file; write sqlite:////absolute/path or sqlite:///relative/path")
         return cls(url.path.removeprefix("/"), create=create, **options)
 
-    def _open(self) -> str:
-        if self._conn.execute("PRAGMA application_id").fetchone()[0] == 0:
+    @classmethod
+    @contextmanager
+    def scratch(cls, url: URL) -> Iterator[Callable[[], Outbox]]:
+        """Give a file in a folder of its own beside the real one."""
+        with TemporaryDirectory(prefix="check-", dir=_path_of(url).absolute().parent) as folder:
+            yield lambda: cls(Path(folder) / "tasks.db")
+
+    def _open(self, *, shared: bool) -> str:
+        if not shared and self._conn.execute("PRAGMA application_id").fetchone()[0] == 0:
             # Before WAL, so that it is in the file's header from the first commit on.
             self._conn.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         self._conn.execute("PRAGMA journal_mode = WAL")
@@ -182,26 +193,30 @@ class SqliteOutbox(Outbox, DeadLetterStore):
         with self._transaction() as conn:
             now = self._now()
             row = conn.execute(
-                "SELECT number, started_at FROM runs WHERE job = ? AND state = 'open' ORDER BY number DESC LIMIT 1",
+                "SELECT number, started_at FROM outbox_runs WHERE job = ? AND state = 'open' "
+                "ORDER BY number DESC LIMIT 1",
                 (job.name,),
             ).fetchone()
             resumed = row is not None and now - row[1] < resume_within.total_seconds()
             if row is not None and not resumed:
-                conn.execute("UPDATE runs SET state = 'incomplete', finished_at = ? WHERE number = ?", (now, row[0]))
+                conn.execute(
+                    "UPDATE outbox_runs SET state = 'incomplete', finished_at = ? WHERE number = ?", (now, row[0])
+                )
                 self._clear(conn, row[0])
             if not resumed:
                 conn.execute(
-                    "INSERT INTO runs (id, job, state, started_at) VALUES (?, ?, 'open', ?)",
+                    "INSERT INTO outbox_runs (id, job, state, started_at) VALUES (?, ?, 'open', ?)",
                     (str(uuid.uuid4()), job.name, now),
                 )
                 conn.execute(
-                    "DELETE FROM runs WHERE state <> 'open' AND number <= (SELECT max(number) FROM runs) - ? "
-                    "AND number NOT IN (SELECT run FROM entries WHERE run IS NOT NULL)",
+                    "DELETE FROM outbox_runs WHERE state <> 'open' "
+                    "AND number <= (SELECT max(number) FROM outbox_runs) - ? "
+                    "AND number NOT IN (SELECT run FROM outbox_entries WHERE run IS NOT NULL)",
                     (_KEPT_RUNS,),
                 )
             row = conn.execute(
                 "SELECT id, started_at, checkpoint, extracted, duplicates, rejected, unusable, expected "
-                "FROM runs WHERE job = ? AND state = 'open' ORDER BY number DESC LIMIT 1",
+                "FROM outbox_runs WHERE job = ? AND state = 'open' ORDER BY number DESC LIMIT 1",
                 (job.name,),
             ).fetchone()
         return Run(
@@ -227,9 +242,18 @@ class SqliteOutbox(Outbox, DeadLetterStore):
         checkpoint: bytes | None = None,
         rejected: Sequence[Rejected] = (),
         expected: int | None = None,
+        connection: sqlite3.Connection | None = None,
     ) -> int:
-        """Store tasks, checkpoint and dead letters in one commit."""
+        """Store tasks, checkpoint and dead letters in one commit.
+
+        :param connection: a connection of the caller's own to the same file, see `connect`. The tasks become part of
+            the transaction that it is in, and are committed or rolled back with it, not by this call. Without a run.
+        """
         now = self._now()
+        if connection is not None:
+            if run is not None or rejected:
+                raise ValueError("append(connection=…) is for tasks without a run")
+            return self._append_within(connection, tasks, now)
         with self._transaction() as conn:
             number = None if run is None else self._run_number(conn, run)
             before, given = conn.total_changes, 0
@@ -240,14 +264,14 @@ class SqliteOutbox(Outbox, DeadLetterStore):
                     yield (number, None if run is None else run.key(task), *encode(task), now)
 
             conn.executemany(
-                "INSERT INTO entries (run, key, task_id, payload, stored_at) VALUES (?, ?, ?, ?, ?) "
+                "INSERT INTO outbox_entries (run, key, task_id, payload, stored_at) VALUES (?, ?, ?, ?, ?) "
                 "ON CONFLICT DO NOTHING",
                 rows(),
             )
             new = conn.total_changes - before
             if rejected:
                 conn.executemany(
-                    "INSERT INTO entries (run, key, payload, stored_at, reason, rejected_at) "
+                    "INSERT INTO outbox_entries (run, key, payload, stored_at, reason, rejected_at) "
                     "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
                     ((number, _key_of(bad), bad.payload, now, bad.reason, now) for bad in rejected),
                 )
@@ -255,7 +279,7 @@ class SqliteOutbox(Outbox, DeadLetterStore):
             same = given - new + len(rejected) - bad
             if run is not None:
                 conn.execute(
-                    "UPDATE runs SET checkpoint = coalesce(?, checkpoint), expected = coalesce(?, expected), "
+                    "UPDATE outbox_runs SET checkpoint = coalesce(?, checkpoint), expected = coalesce(?, expected), "
                     "extracted = extracted + ?, duplicates = duplicates + ?, rejected = rejected + ?, "
                     "unusable = unusable + ? WHERE number = ?",
                     (checkpoint, expected, new, same, bad, bad, number),
@@ -269,11 +293,37 @@ class SqliteOutbox(Outbox, DeadLetterStore):
             run.expected = run.expected if expected is None else expected
         return new
 
+    def connect(self) -> sqlite3.Connection:
+        """Open a connection to the same file, for an application's own tables and transactions.
+
+        As durable as the outbox itself, and it leaves folding the WAL into the file to the outbox, because two that
+        do so at once can damage the file with SQLite before 3.51.3. Close it before the outbox.
+        """
+        with self._translated():
+            conn = sqlite3.connect(f"file:{quote(str(self.path))}?mode=rw", uri=True, timeout=self._timeout)
+            conn.execute("PRAGMA synchronous = FULL")
+            conn.execute("PRAGMA wal_autocheckpoint = 0")
+            return conn
+
+    def _append_within(self, conn: sqlite3.Connection, tasks: Iterable[Any], now: float) -> int:
+        file = conn.execute("SELECT file FROM pragma_database_list WHERE name = 'main'").fetchone()[0]
+        if not file or not self.path.samefile(file):
+            raise OutboxUnusable(f"the connection is to {file or 'memory'}, not to {self.path}: use outbox.connect()")
+        if conn.isolation_level is None and not conn.in_transaction:
+            raise OutboxUnusable("the connection commits each statement by itself: BEGIN a transaction first")
+        with self._translated():
+            before = conn.total_changes
+            conn.executemany(
+                "INSERT INTO outbox_entries (task_id, payload, stored_at) VALUES (?, ?, ?)",
+                ((*encode(task), now) for task in tasks),
+            )
+            return conn.total_changes - before
+
     def read(self, after: int, limit: int) -> Sequence[Entry]:
         """Return entries in order of position."""
         with self._mutex, self._translated():
             rows = self._conn.execute(
-                "SELECT position, task_id, payload FROM entries WHERE position > ? AND reason IS NULL "
+                "SELECT position, task_id, payload FROM outbox_entries WHERE position > ? AND reason IS NULL "
                 "ORDER BY position LIMIT ?",
                 (after, limit),
             )
@@ -285,11 +335,11 @@ class SqliteOutbox(Outbox, DeadLetterStore):
             before = conn.execute("SELECT acknowledged FROM outbox").fetchone()[0]
             conn.execute("UPDATE outbox SET acknowledged = ?", (position,))
             if position > self._last_position(conn):
-                conn.execute("DELETE FROM sqlite_sequence WHERE name = 'entries'")
-                conn.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('entries', ?)", (position,))
+                conn.execute("DELETE FROM sqlite_sequence WHERE name = 'outbox_entries'")
+                conn.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('outbox_entries', ?)", (position,))
             conn.execute(
-                "DELETE FROM entries WHERE position > ? AND position <= ? AND reason IS NULL AND "
-                "(run IS NULL OR run NOT IN (SELECT number FROM runs WHERE state = 'open'))",
+                "DELETE FROM outbox_entries WHERE position > ? AND position <= ? AND reason IS NULL AND "
+                "(run IS NULL OR run NOT IN (SELECT number FROM outbox_runs WHERE state = 'open'))",
                 (before, position),
             )
 
@@ -299,21 +349,21 @@ class SqliteOutbox(Outbox, DeadLetterStore):
         with self._transaction() as conn:
             for position, reason in reasons.items():
                 row = conn.execute(
-                    "UPDATE entries SET reason = ?, rejected_at = ? WHERE position = ? AND reason IS NULL "
+                    "UPDATE outbox_entries SET reason = ?, rejected_at = ? WHERE position = ? AND reason IS NULL "
                     "RETURNING run",
                     (reason, now, position),
                 ).fetchone()
                 if row is not None:
-                    conn.execute("UPDATE runs SET rejected = rejected + 1 WHERE number = ?", row)
+                    conn.execute("UPDATE outbox_runs SET rejected = rejected + 1 WHERE number = ?", row)
 
     def finish_run(self, run: Run, report: RunReport) -> None:
         """Keep the report; if it is complete, close the run and clear its delivered entries."""
         with self._transaction() as conn:
             number = self._run_number(conn, run)
-            conn.execute("UPDATE runs SET report = ? WHERE number = ?", (msgspec.json.encode(report), number))
+            conn.execute("UPDATE outbox_runs SET report = ? WHERE number = ?", (msgspec.json.encode(report), number))
             if report.complete:
                 conn.execute(
-                    "UPDATE runs SET state = 'complete', finished_at = ? WHERE number = ?",
+                    "UPDATE outbox_runs SET state = 'complete', finished_at = ? WHERE number = ?",
                     (self._now(), number),
                 )
                 self._clear(conn, number)
@@ -323,12 +373,12 @@ class SqliteOutbox(Outbox, DeadLetterStore):
         with self._mutex, self._translated(), self._snapshot() as conn:
             acknowledged = conn.execute("SELECT acknowledged FROM outbox").fetchone()[0]
             pending, oldest = conn.execute(
-                "SELECT count(*), min(stored_at) FROM entries WHERE position > ? AND reason IS NULL",
+                "SELECT count(*), min(stored_at) FROM outbox_entries WHERE position > ? AND reason IS NULL",
                 (acknowledged,),
             ).fetchone()
-            dead = conn.execute("SELECT count(*) FROM entries WHERE reason IS NOT NULL").fetchone()[0]
+            dead = conn.execute("SELECT count(*) FROM outbox_entries WHERE reason IS NOT NULL").fetchone()[0]
             runs = conn.execute(
-                "SELECT id, job, state, started_at, finished_at, extracted, rejected, report FROM runs "
+                "SELECT id, job, state, started_at, finished_at, extracted, rejected, report FROM outbox_runs "
                 "ORDER BY number DESC LIMIT 10"
             ).fetchall()
             last_position = self._last_position(conn)
@@ -362,7 +412,7 @@ class SqliteOutbox(Outbox, DeadLetterStore):
         while True:
             with self._mutex, self._translated():
                 rows = self._conn.execute(
-                    "SELECT position, task_id, payload, reason, rejected_at FROM entries "
+                    "SELECT position, task_id, payload, reason, rejected_at FROM outbox_entries "
                     "WHERE reason IS NOT NULL AND position > ? ORDER BY position LIMIT 100",
                     (after,),
                 ).fetchall()
@@ -378,16 +428,16 @@ class SqliteOutbox(Outbox, DeadLetterStore):
         with self._transaction() as conn:
             for position in sorted(set(positions)):
                 row = conn.execute(
-                    "DELETE FROM entries WHERE position = ? AND reason IS NOT NULL AND task_id IS NOT NULL "
+                    "DELETE FROM outbox_entries WHERE position = ? AND reason IS NOT NULL AND task_id IS NOT NULL "
                     "RETURNING run, key, task_id, payload, stored_at",
                     (position,),
                 ).fetchone()
                 if row is not None:
                     conn.execute(
-                        "INSERT INTO entries (run, key, task_id, payload, stored_at) VALUES (?, ?, ?, ?, ?)",
+                        "INSERT INTO outbox_entries (run, key, task_id, payload, stored_at) VALUES (?, ?, ?, ?, ?)",
                         row,
                     )
-                    conn.execute("UPDATE runs SET rejected = rejected - 1 WHERE number = ?", row[:1])
+                    conn.execute("UPDATE outbox_runs SET rejected = rejected - 1 WHERE number = ?", row[:1])
                     done += 1
         return done
 
@@ -396,7 +446,7 @@ class SqliteOutbox(Outbox, DeadLetterStore):
         with self._transaction() as conn:
             before = conn.total_changes
             conn.executemany(
-                "DELETE FROM entries WHERE position = ? AND reason IS NOT NULL",
+                "DELETE FROM outbox_entries WHERE position = ? AND reason IS NOT NULL",
                 ((position,) for position in positions),
             )
             return conn.total_changes - before
@@ -453,20 +503,21 @@ class SqliteOutbox(Outbox, DeadLetterStore):
             raise OutboxUnusable(f"{self.path} cannot be used ({error})") from error
 
     def _run_number(self, conn: sqlite3.Connection, run: Run) -> int:
-        row = conn.execute("SELECT number FROM runs WHERE id = ?", (run.id,)).fetchone()
+        row = conn.execute("SELECT number FROM outbox_runs WHERE id = ?", (run.id,)).fetchone()
         if row is None:
             raise OutboxUnusable(f"{self.path} knows no run {run.id}: it is another outbox than the one it started in")
         return int(row[0])
 
     @staticmethod
     def _last_position(conn: sqlite3.Connection) -> int:
-        row = conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'entries'").fetchone()
+        row = conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'outbox_entries'").fetchone()
         return int(row[0]) if row else 0
 
     @staticmethod
     def _clear(conn: sqlite3.Connection, number: int) -> None:
         conn.execute(
-            "DELETE FROM entries WHERE run = ? AND reason IS NULL AND position <= (SELECT acknowledged FROM outbox)",
+            "DELETE FROM outbox_entries WHERE run = ? AND reason IS NULL "
+            "AND position <= (SELECT acknowledged FROM outbox)",
             (number,),
         )
 
@@ -477,12 +528,18 @@ class _SqliteNotes(Notes):
 
     def get(self, name: str) -> bytes | None:
         with self._outbox._mutex, self._outbox._translated():
-            row = self._outbox._conn.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+            row = self._outbox._conn.execute("SELECT value FROM outbox_notes WHERE name = ?", (name,)).fetchone()
         return None if row is None else bytes(row[0])
 
     def set(self, name: str, value: bytes) -> None:
         with self._outbox._transaction() as conn:
-            conn.execute("INSERT OR REPLACE INTO notes (name, value) VALUES (?, ?)", (name, value))
+            conn.execute("INSERT OR REPLACE INTO outbox_notes (name, value) VALUES (?, ?)", (name, value))
+
+
+def _path_of(url: URL) -> Path:
+    if url.hostname or not url.path.strip("/"):
+        raise ConfigurationError(f"{url} names no file; write sqlite:////absolute/path or sqlite:///relative/path")
+    return Path(url.path.removeprefix("/"))
 
 
 def _aware(seconds: float) -> datetime:

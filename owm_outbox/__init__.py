@@ -21,7 +21,7 @@ from owm_outbox.job import Job, JobOptions, Notes, Page, Run, Secret
 from owm_outbox.outbox import RESUME_WITHIN, DeadLetterStore, Outbox, OutboxStats, RunSummary
 from owm_outbox.relay import OutboxRelay
 from owm_outbox.report import Observer, RunReport
-from owm_outbox.sink import Sink
+from owm_outbox.sink import Place, Sink
 from owm_outbox.stop import Stop
 from owm_outbox.task import Batch, DeadLetter, Entry, Key, Rejected, encode
 from owm_outbox.url import URL
@@ -52,6 +52,7 @@ __all__ = [
     "OutboxUnavailable",
     "OutboxUnusable",
     "Page",
+    "Place",
     "PositionConflict",
     "Rejected",
     "Run",

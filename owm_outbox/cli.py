@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 import msgspec
@@ -23,11 +26,9 @@ from owm_outbox.job import Job
 from owm_outbox.outbox import RESUME_WITHIN, DeadLetterStore, Outbox, OutboxStats
 from owm_outbox.relay import OutboxRelay
 from owm_outbox.report import Observer, RunReport
+from owm_outbox.sink import Sink
 from owm_outbox.stop import Stop
 from owm_outbox.url import URL
-
-if TYPE_CHECKING:
-    from owm_outbox.sink import Sink
 
 __all__ = ["main", "producer"]
 
@@ -360,7 +361,21 @@ def _demo_params() -> list[click.Parameter]:
 # -- owm-outbox
 
 
-@click.group(epilog=EXIT_CODES)
+class _Commands(click.Group):
+    """The commands; ``new`` comes with templates and is loaded when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "new"])
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name == "new":
+            from owm_outbox.scaffold import new
+
+            return new
+        return super().get_command(ctx, name)
+
+
+@click.group(cls=_Commands, epilog=EXIT_CODES)
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
     """Outbox relay: tasks are made durable, delivered in batches, and cleared."""
@@ -438,6 +453,47 @@ def show_plugins(*, as_json: bool) -> None:
     for plugin in found:
         text = plugin.summary if plugin.problem is None else f"BROKEN: {plugin.problem}"
         click.echo(f"{plugin.kind:6}  {plugin.name:{names}}  {plugin.distribution:{origins}}  {text}")
+
+
+@cli.command("check")
+@click.argument("kind", type=click.Choice(["sink", "outbox"]))
+@click.argument("url")
+def check(*, kind: str, url: str) -> tuple[int, str]:
+    """Run the contract of a sink or an outbox against a live URL, in a scratch place beside the real one."""
+    from owm_outbox.plugins import outbox_class, sink_class
+
+    parsed = URL(url)
+    scratch = (
+        sink_class(parsed.scheme).scratch(parsed) if kind == "sink" else outbox_class(parsed.scheme).scratch(parsed)
+    )
+    with scratch:
+        pass  # whatever is wrong with the URL shows here, once, and not for each promise
+    if importlib.util.find_spec("pytest") is None:
+        raise ConfigurationError("check needs pytest: pip install 'owm-outbox[test]'")
+    click.echo(f"{parsed}")
+    sys.stdout.flush()
+    module = "owm_outbox.live_check"
+    done = subprocess.run(  # noqa: S603 - pytest, on a module of ours
+        [
+            *(sys.executable, "-P", "-m", "pytest", "--pyargs", f"{module}::Test{kind.capitalize()}"),
+            *(
+                "--disable-plugin-autoload",
+                "-p",
+                module,
+                "-p",
+                "no:terminal",
+                "-p",
+                "no:cacheprovider",
+                "-c",
+                os.devnull,
+            ),
+        ],
+        input=url.encode(),  # not as an argument: a password in it would be in the list of processes
+        check=False,
+    )
+    if done.returncode == 0:
+        return 0, ""
+    return BUG, f"{parsed}: this {kind} does not keep its contract"
 
 
 @cli.command("status", cls=_StoreCommand)

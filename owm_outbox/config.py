@@ -20,7 +20,7 @@ from owm_outbox.errors import ConfigurationError
 from owm_outbox.job import Job
 from owm_outbox.url import nearest, without_password
 
-__all__ = ["job_params", "load_toml", "make_options", "prefix"]
+__all__ = ["job_params", "load_toml", "make_options", "prefix", "secrets"]
 
 
 def prefix(job_name: str) -> str:

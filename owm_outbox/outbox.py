@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
+from owm_outbox.errors import ConfigurationError
 from owm_outbox.job import Job, Notes, Run
 from owm_outbox.task import DeadLetter, Entry, Rejected
 from owm_outbox.url import URL
@@ -82,6 +83,19 @@ class Outbox(ABC):
         """
         url.options()
         return cls()
+
+    @classmethod
+    def scratch(cls, url: URL) -> AbstractContextManager[Callable[[], Outbox]]:
+        """Give a function that opens a new outbox beside the one that ``url`` names, for ``owm-outbox check``.
+
+        Called again, it opens the same one again; on exit that is gone.
+
+        :raises ConfigurationError: this default: the outbox cannot be checked without touching the real one.
+        """
+        raise ConfigurationError(
+            f"{cls.__name__} has no scratch(), so a live {url.scheme}: cannot be checked safely; "
+            "run its contract test, see owm_outbox.testing"
+        )
 
     @abstractmethod
     def lock(self) -> AbstractContextManager[None]:

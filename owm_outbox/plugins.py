@@ -18,7 +18,7 @@ from owm_outbox.outbox import Outbox
 from owm_outbox.sink import Sink
 from owm_outbox.url import URL, nearest
 
-__all__ = ["Plugin", "job_names", "load_job", "open_outbox", "open_sink", "plugins"]
+__all__ = ["Plugin", "job_names", "load_job", "open_outbox", "open_sink", "outbox_class", "plugins", "sink_class"]
 
 C = TypeVar("C")
 
@@ -46,6 +46,22 @@ class Plugin:
     problem: str | None
 
 
+def outbox_class(name: str) -> type[Outbox]:
+    """Return the outbox class of this name.
+
+    :raises ConfigurationError: no such plugin, or it does not load.
+    """
+    return _load("owm_outbox.outboxes", name, Outbox)  # type: ignore[type-abstract]  # a subclass comes back
+
+
+def sink_class(name: str) -> type[Sink]:
+    """Return the sink class of this name.
+
+    :raises ConfigurationError: no such plugin, or it does not load.
+    """
+    return _load("owm_outbox.sinks", name, Sink)  # type: ignore[type-abstract]  # a subclass comes back
+
+
 def open_outbox(url: str, *, create: bool = True) -> Outbox:
     """Open the outbox that a URL names: its scheme is the plugin, its query the options.
 
@@ -55,8 +71,7 @@ def open_outbox(url: str, *, create: bool = True) -> Outbox:
     :raises OutboxUnusable: see `Outbox.from_url`.
     """
     parsed = URL(url)
-    cls = _load("owm_outbox.outboxes", parsed.scheme, Outbox)  # type: ignore[type-abstract]  # a subclass comes back
-    return cls.from_url(parsed, create=create)
+    return outbox_class(parsed.scheme).from_url(parsed, create=create)
 
 
 def open_sink(url: str) -> Sink:
@@ -65,8 +80,7 @@ def open_sink(url: str) -> Sink:
     :raises ConfigurationError: no such plugin, or it does not load; a bad option.
     """
     parsed = URL(url)
-    cls = _load("owm_outbox.sinks", parsed.scheme, Sink)  # type: ignore[type-abstract]  # a subclass comes back
-    return cls.from_url(parsed)
+    return sink_class(parsed.scheme).from_url(parsed)
 
 
 def job_names() -> list[str]:

@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Self
 
+from owm_outbox.errors import ConfigurationError
 from owm_outbox.task import Batch
 from owm_outbox.url import URL
 
-__all__ = ["Sink"]
+__all__ = ["Place", "Sink"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sink delivers to, as its contract test needs it.
+
+    :param open: makes a sink that delivers there; called again, another one to the same place.
+    :param held: returns the payloads that are there now, in the order in which a worker would get them.
+    :param fill: for a bounded sink: makes it full, whatever it holds.
+    :param poison: for a sink that rejects: a payload it will never take.
+    """
+
+    open: Callable[[], Sink]
+    held: Callable[[], Sequence[bytes]]
+    fill: Callable[[], None] | None = None
+    poison: bytes | None = None
 
 
 class Sink(ABC):
@@ -33,6 +52,17 @@ class Sink(ABC):
         """
         url.options()
         return cls()
+
+    @classmethod
+    def scratch(cls, url: URL) -> AbstractContextManager[Place]:
+        """Give a new, empty place beside the one that ``url`` names, for ``owm-outbox check``; on exit it is gone.
+
+        :raises ConfigurationError: this default: the sink cannot be checked without touching the real place.
+        """
+        raise ConfigurationError(
+            f"{cls.__name__} has no scratch(), so a live {url.scheme}: cannot be checked safely; "
+            "run its contract test, see owm_outbox.testing"
+        )
 
     @abstractmethod
     def position(self, outbox_id: str) -> int | None:
