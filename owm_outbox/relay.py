@@ -7,6 +7,7 @@ It alone decides what follows when a sink says no. The way of the data has one d
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -28,7 +29,7 @@ from owm_outbox.job import Job, Page, Run
 from owm_outbox.outbox import RESUME_WITHIN, Outbox
 from owm_outbox.report import Observer, RunReport
 from owm_outbox.sink import Sink
-from owm_outbox.stop import Stop
+from owm_outbox.stop import Following, Stop
 from owm_outbox.task import Batch, Entry
 
 __all__ = ["OutboxRelay"]
@@ -130,6 +131,35 @@ class OutboxRelay:
             self._reset()
             self._deliver_all()
             return self._delivered
+
+    def run_forever(self, stop: threading.Event, *, poll: float = 0.2) -> None:
+        """Deliver what anybody appends, until ``stop`` is set; then return between two commits.
+
+        A sink that is down or full, and an outbox that takes no writes, are waited for: 1 s at first, up to 30 s.
+
+        :param poll: seconds between two looks at an outbox that had nothing new.
+        :raises OutboxLocked: another relay holds the outbox.
+        :raises OutboxError: what no waiting mends (a wrong password, a damaged file); nothing is lost.
+        """
+        own, self._stop = self._stop, stop if isinstance(stop, Stop) else Following(stop)
+        wait = 1.0
+        try:
+            with self._outbox.lock():
+                self._reset()
+                while not self._stop.is_set():
+                    try:
+                        if not self._aligned or self._outbox.read(self._cursor, 1):
+                            self._deliver_all()
+                        wait = 1.0
+                        self._stop.wait(poll)
+                    except TryAgainLater as error:
+                        log.warning("trying again in %.0f s: %s", wait, error)
+                        self._stop.wait(wait)
+                        wait = min(2 * wait, 30.0)
+        except Stopped:
+            log.info("stopped; what is left stays in the outbox")
+        finally:
+            self._stop = own
 
     # -- extraction
 

@@ -10,7 +10,7 @@ from types import FrameType
 
 from owm_outbox.errors import Stopped
 
-__all__ = ["Stop"]
+__all__ = ["Following", "Stop"]
 
 
 class Stop(threading.Event):
@@ -70,3 +70,19 @@ class Stop(threading.Event):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+class Following(Stop):
+    """A stop that is asked for by setting another event, such as one that an application has anyway."""
+
+    def __init__(self, event: threading.Event) -> None:
+        super().__init__()
+        self._event = event
+
+    def is_set(self) -> bool:
+        """Return whether the event is set."""
+        return self._event.is_set() or super().is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the event."""
+        return self._event.wait(timeout)

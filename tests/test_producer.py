@@ -11,12 +11,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from owm_outbox.demo import City, read_cities
+
 from support.commands import run, run_measured
 from support.servers import Server
 from support.streams import city_ids, entries, tasks
 from support.weather import CountingService, made_up, serving
-
-from owm_outbox.demo import City, read_cities
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def real_cities() -> Sequence[City]:
 
 def _tables(outbox_url: str) -> dict[str, int]:
     with sqlite3.connect(outbox_url.removeprefix("sqlite:///")) as db:
-        return {"entries": db.execute("SELECT count(*) FROM entries").fetchone()[0]}
+        return {"entries": db.execute("SELECT count(*) FROM outbox_entries").fetchone()[0]}
 
 
 def test_every_city_is_enqueued_exactly_once(

@@ -1,0 +1,186 @@
+"""The relay in a service: beside an application that appends within its own transactions."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from owm_outbox import Batch, Observer, OutboxLocked, OutboxRelay, OutboxUnusable
+from owm_outbox_backends.memory import MemoryOutbox
+from owm_outbox_backends.redis_stream import RedisStreamSink
+from owm_outbox_backends.sqlite import SqliteOutbox
+
+from support import shop
+from support.commands import environment, run
+from support.servers import Server
+from support.streams import tasks
+
+TRIALS = 15
+
+
+@dataclass
+class Note:
+    """A task."""
+
+    task_id: uuid.UUID
+    text: str
+
+
+def _notes(*texts: str) -> list[Note]:
+    return [Note(uuid.uuid4(), text) for text in texts]
+
+
+class Seen(Observer):
+    """Sets an event once so many entries were delivered."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+        self.all = threading.Event()
+
+    def batch_delivered(self, batch: Batch) -> None:
+        """Count them."""
+        self.left -= len(batch.entries)
+        if self.left <= 0:
+            self.all.set()
+
+
+def test_committed_tasks_arrive_once_and_rolled_back_ones_never(server: Server, stream: str, tmp_path: Path) -> None:
+    """An application killed at random: each committed order is shipped exactly once, no refused one ever."""
+    seed = os.environ.get("SHOP_SEED", str(random.randrange(10**9)))  # noqa: S311 - no secret
+    print(f"SHOP_SEED={seed}")
+    chance = random.Random(seed)  # noqa: S311 - no secret
+    database = tmp_path / "shop.db"
+    for trial in range(TRIALS):
+        process = subprocess.Popen(
+            [sys.executable, shop.__file__, str(database), server.url(stream), f"{seed}-{trial}"],
+            stdout=subprocess.PIPE,
+            env=environment(),
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(chance.uniform(0, 0.3))
+        assert process.poll() is None, "it ended by itself"
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert run("owm-outbox", "drain", "--outbox", f"sqlite:///{database}", "--sink", server.url(stream)).code == 0
+    with sqlite3.connect(database) as db:
+        ordered = {row[0] for row in db.execute("SELECT id FROM orders")}
+        refused = {row[0] for row in db.execute("SELECT id FROM refused")}
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    shipped = [task["order"] for task in tasks(server, stream)]
+    assert len(ordered) > TRIALS
+    assert refused
+    assert len(shipped) == len(set(shipped))
+    assert set(shipped) == ordered
+    assert not refused & set(shipped)
+
+
+def test_it_delivers_until_it_is_told_to_stop(server: Server, stream: str) -> None:
+    """run_forever delivers what was there and what comes, returns once the event is set, and frees the lock."""
+    outbox, stop, seen = MemoryOutbox(), threading.Event(), Seen(3)
+    outbox.append(_notes("before"))
+    with RedisStreamSink(f"redis://{server.address}/0", stream=stream) as sink:
+        relay = OutboxRelay(outbox, sink, observers=[seen])
+        thread = threading.Thread(target=relay.run_forever, args=[stop], kwargs={"poll": 0.01})
+        thread.start()
+        outbox.append(_notes("while", "it runs"))
+        assert seen.all.wait(20)
+        stop.set()
+        thread.join(20)
+    assert not thread.is_alive()
+    assert [task["text"] for task in tasks(server, stream)] == ["before", "while", "it runs"]
+    with outbox.lock():
+        assert outbox.stats().pending == 0
+
+
+def test_it_waits_for_a_sink_that_is_down(own_server: Server, stream: str) -> None:
+    """A sink that is down ends nothing: once it is back, what had been waiting is delivered."""
+    outbox, stop, seen = MemoryOutbox(), threading.Event(), Seen(1)
+    own_server.kill()
+    with RedisStreamSink(f"redis://{own_server.address}/0", stream=stream, retries=0) as sink:
+        relay = OutboxRelay(outbox, sink, observers=[seen])
+        thread = threading.Thread(target=relay.run_forever, args=[stop], kwargs={"poll": 0.01})
+        thread.start()
+        outbox.append(_notes("patience"))
+        own_server.start()
+        assert seen.all.wait(30)
+        stop.set()
+        thread.join(20)
+    assert [task["text"] for task in tasks(own_server, stream)] == ["patience"]
+
+
+def test_a_second_relay_is_refused(server: Server, stream: str, tmp_path: Path) -> None:
+    """One relay a file: a second run_forever raises OutboxLocked at once."""
+    with SqliteOutbox(tmp_path / "x.db") as first, SqliteOutbox(tmp_path / "x.db") as second:
+        sink = RedisStreamSink(f"redis://{server.address}/0", stream=stream)
+        with first.lock(), pytest.raises(OutboxLocked):
+            OutboxRelay(second, sink).run_forever(threading.Event())
+        sink.close()
+
+
+def test_a_rolled_back_append_leaves_nothing(tmp_path: Path) -> None:
+    """Tasks appended within a transaction are there when it commits, and not when it rolls back."""
+    with SqliteOutbox(tmp_path / "x.db") as outbox:
+        connection = outbox.connect()
+        outbox.append(_notes("no"), connection=connection)
+        assert outbox.stats().pending == 0
+        connection.rollback()
+        assert outbox.append(_notes("yes", "too"), connection=connection) == 2
+        connection.commit()
+        assert [b"yes" in entry.payload or b"too" in entry.payload for entry in outbox.read(0, 10)] == [True, True]
+        connection.close()
+
+
+def test_an_application_s_own_database_can_hold_the_outbox(tmp_path: Path) -> None:
+    """With shared=true the outbox lives in a database that exists; without it, that is refused and untouched."""
+    path = tmp_path / "app.db"
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE orders (id INTEGER)")
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(OutboxUnusable, match="another program"):
+        SqliteOutbox(path)
+    assert path.read_bytes() == before
+    with SqliteOutbox(path, shared=True) as outbox:
+        connection = sqlite3.connect(path)
+        with connection:
+            connection.execute("INSERT INTO orders VALUES (1)")
+            outbox.append(_notes("both"), connection=connection)
+        connection.close()
+        assert outbox.stats().pending == 1
+    with sqlite3.connect(path) as db:
+        assert db.execute("SELECT count(*) FROM orders").fetchone() == (1,)
+
+
+def test_a_connection_to_another_file_is_refused(tmp_path: Path) -> None:
+    """Appending within a transaction of another database, or within none, is an error and stores nothing."""
+    with SqliteOutbox(tmp_path / "x.db") as outbox:
+        with pytest.raises(OutboxUnusable, match="not to"):
+            outbox.append(_notes("lost"), connection=sqlite3.connect(":memory:"))
+        with pytest.raises(OutboxUnusable, match="BEGIN"):
+            outbox.append(_notes("torn"), connection=sqlite3.connect(tmp_path / "x.db", isolation_level=None))
+        assert outbox.stats().pending == 0
+
+
+def test_the_example_in_the_documentation_runs(tmp_path: Path) -> None:
+    """docs/service.md does what it says: six committed orders are six shipments."""
+    text = (Path(__file__).parent.parent / "docs" / "service.md").read_text("utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert len((tmp_path / "shipments.jsonl").read_text().splitlines()) == 6
