@@ -6,15 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from owm_outbox import Outbox
+from owm_outbox.testing import Capabilities, OutboxContract, Place, SinkContract
 from owm_outbox_backends.jsonl import JsonLinesSink
 from owm_outbox_backends.memory import MemoryOutbox
 from owm_outbox_backends.redis_stream import RedisStreamSink
 from owm_outbox_backends.sqlite import SqliteOutbox
+
 from support.servers import Server
 from support.streams import entries
-
-from owm_outbox import Outbox
-from owm_outbox.testing import Capabilities, OutboxContract, Place, SinkContract
 
 
 class TestSqliteOutbox(OutboxContract):

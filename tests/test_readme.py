@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 from support.commands import environment, run
 
 ROOT = Path(__file__).parent.parent

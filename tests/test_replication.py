@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from owm_outbox_backends.redis_stream import RedisStreamSink
-from support.servers import Server, running
 
 from owm_outbox import ConfigurationError, PositionConflict, SinkUnavailable
 from owm_outbox.testing import parcel_batch
+from owm_outbox_backends.redis_stream import RedisStreamSink
+
+from support.servers import Server, running
 
 QUICK = {"retries": 1, "backoff_base": 0.01}
 
