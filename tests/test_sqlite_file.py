@@ -1,0 +1,255 @@
+"""The outbox file in a hostile place: planted, deleted, replaced, cut short, full, locked, damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from owm_outbox import OutboxError, OutboxLocked, OutboxUnavailable, OutboxUnusable, Run
+from owm_outbox.testing import Parcel, ParcelJob
+from owm_outbox_backends.sqlite import SqliteOutbox
+
+from support.commands import SCRIPTS, environment, run
+from support.servers import Server
+from support.streams import city_ids
+from support.weather import made_up, serving
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Name a file."""
+    return tmp_path / "tasks.db"
+
+
+@pytest.fixture
+def outbox(path: Path) -> Iterator[SqliteOutbox]:
+    """Open an outbox in that file."""
+    outbox = SqliteOutbox(path, timeout=0.1)
+    yield outbox
+    with contextlib.suppress(OutboxError):
+        outbox.close()
+
+
+def _append(outbox: SqliteOutbox, run: Run, *numbers: int) -> int:
+    return outbox.append([Parcel(run.task_id(number), number) for number in numbers], run=run, checkpoint=b"new")
+
+
+def test_only_the_owner_can_read_it(outbox: SqliteOutbox, path: Path) -> None:
+    """The file, its WAL and its lock are readable and writable by their owner only, whatever the umask."""
+    outbox.start_run(ParcelJob())
+    with outbox.lock():
+        for suffix in ("", "-wal", "-shm", ".lock"):
+            assert stat.S_IMODE(Path(f"{path}{suffix}").stat().st_mode) == 0o600, suffix
+
+
+def test_it_is_durable_at_every_commit(outbox: SqliteOutbox) -> None:
+    """The connection is in WAL mode and syncs at each commit."""
+    assert outbox._conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert outbox._conn.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+def _delete(path: Path) -> None:
+    path.unlink()
+
+
+def _replace(path: Path) -> None:
+    copy = path.with_suffix(".copy")
+    copy.write_bytes(path.read_bytes())
+    copy.replace(path)
+
+
+def _cut(path: Path) -> None:
+    os.truncate(path, 100)
+
+
+def _delete_wal(path: Path) -> None:
+    Path(f"{path}-wal").unlink()
+
+
+@pytest.mark.parametrize("harm", [_delete, _replace, _cut, _delete_wal])
+def test_harm_to_the_file_in_use_is_noticed(
+    harm: Callable[[Path], None], outbox: SqliteOutbox, path: Path, subtests: pytest.Subtests
+) -> None:
+    """When the file is deleted, replaced or cut short, no later write is reported as kept, and the error says so."""
+    run_ = outbox.start_run(ParcelJob())
+    _append(outbox, run_, 1)
+    harm(path)
+    with pytest.raises(OutboxUnusable, match="while in use"):
+        _append(outbox, run_, 2)
+    assert (run_.extracted, run_.checkpoint) == (1, b"new")
+    for write in (
+        lambda: outbox.acknowledge(1),
+        lambda: outbox.reject({1: "no"}),
+        lambda: outbox.notes.set("x", b"y"),
+        lambda: outbox.start_run(ParcelJob()),
+    ):
+        with subtests.test(), pytest.raises(OutboxUnusable, match="while in use"):
+            write()
+
+
+def test_a_commit_into_a_deleted_file_is_not_reported_as_kept(outbox: SqliteOutbox, path: Path) -> None:
+    """The file vanishes between the begin and the commit of a page: the page is not reported as kept."""
+    run_ = outbox.start_run(ParcelJob())
+
+    def tasks() -> Iterator[Parcel]:
+        yield Parcel(run_.task_id(1), 1)
+        path.unlink()
+
+    with pytest.raises(OutboxUnusable, match="deleted while in use"):
+        outbox.append(tasks(), run=run_, checkpoint=b"new")
+    assert (run_.extracted, run_.checkpoint) == (0, None)
+
+
+def test_a_deleted_file_ends_the_job_with_one_line(server: Server, stream: str, path: Path) -> None:
+    """A producer whose outbox is deleted in the middle ends with 73 and says so; the next call does it all."""
+    cities = made_up(3000)
+    with serving(cities) as api:
+        original = api.answer
+
+        def answer(where: str) -> bytes | None:
+            if "page=20&" in where:
+                path.unlink(missing_ok=True)
+            return original(where)
+
+        api.answer = answer  # type: ignore[method-assign]  # the moment at which somebody cleans up /tmp
+        args = ("--api-url", api.url, "--outbox", f"sqlite:///{path}", "--sink", server.url(stream), "--json")
+        outcome = run("owm-producer", *args)
+        assert outcome.code == 73
+        assert "deleted while in use" in outcome.line
+        assert outcome.out == ""
+        api.answer = original  # type: ignore[method-assign]  # and does not do it again
+        assert run("owm-producer", *args).code == 0
+    assert set(city_ids(server, stream)) == {city.city_id for city in cities}
+
+
+def test_a_full_disk_keeps_what_was_committed(server: Server, stream: str, path: Path) -> None:
+    """Out of room (a limit on the file's size): 75, one line, only committed tasks counted; with room, it goes on."""
+    cities = made_up(20_000)
+    limit = 600_000
+
+    def small() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+    with serving(cities) as api:
+        args = ("--api-url", api.url, "--outbox", f"sqlite:///{path}", "--json")
+        down = "redis://127.0.0.1:9/0?retries=0"
+        full = subprocess.run(
+            [SCRIPTS / "owm-producer", *args, "--sink", down],
+            preexec_fn=small,
+            capture_output=True,
+            env=environment(),
+            check=False,
+        )
+        err = full.stderr.decode()
+        assert full.returncode == 75, err
+        last = err.strip().splitlines()[-1]
+        assert str(path) in last
+        assert "Traceback" not in err
+        with SqliteOutbox(path) as outbox:
+            (summary,) = outbox.stats().runs
+            assert outbox.stats().pending == summary.extracted > 0
+            assert summary.extracted < len(cities)
+            assert outbox._conn.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        outcome = run("owm-producer", *args, "--sink", server.url(stream))
+    assert outcome.code == 0, outcome.err
+    assert outcome.report["resumed"] is True
+    assert sorted(city_ids(server, stream)) == [city.city_id for city in cities]
+
+
+def test_another_program_that_writes_is_waited_for_and_named(outbox: SqliteOutbox, path: Path) -> None:
+    """While another program has the file in a transaction, writing is OutboxUnavailable; after it, it works."""
+    run_ = outbox.start_run(ParcelJob())
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(OutboxUnavailable, match="another program"):
+            _append(outbox, run_, 1)
+        assert run_.extracted == 0
+        other.execute("ROLLBACK")
+    assert _append(outbox, run_, 1) == 1
+
+
+def test_a_damaged_page_is_one_clear_error(path: Path) -> None:
+    """A file with a damaged page is said to be damaged, not to be empty."""
+    with SqliteOutbox(path) as outbox:
+        run_ = outbox.start_run(ParcelJob())
+        _append(outbox, run_, *range(2000))
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (size - 4096))
+    with pytest.raises(OutboxUnusable, match=r"damaged|cannot be used"), SqliteOutbox(path) as outbox:
+        outbox.read(0, 5000)
+
+
+def test_the_lock_dies_with_its_process(path: Path) -> None:
+    """The lock names its process, and is free as soon as that is killed."""
+    hold = (
+        "import sys, time; from owm_outbox_backends.sqlite import SqliteOutbox\n"
+        "with SqliteOutbox(sys.argv[1]).lock(): print('held', flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", hold, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(),
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    with SqliteOutbox(path) as outbox:
+        with pytest.raises(OutboxLocked, match=rf"process {process.pid}\b"), outbox.lock():
+            pytest.fail("let two in")
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        with outbox.lock():
+            pass
+
+
+def test_two_calls_at_once(server: Server, stream: str, path: Path) -> None:
+    """Of two producers on one outbox, one does the work and the other ends at once with 75, naming the first."""
+    with serving(made_up(300)) as api, SqliteOutbox(path) as outbox:
+        args = ("--api-url", api.url, "--outbox", f"sqlite:///{path}", "--sink", server.url(stream))
+        with outbox.lock():
+            second = run("owm-producer", *args)
+        assert second.code == 75
+        assert f"process {os.getpid()}" in second.line
+        assert api.requests == []
+        assert run("owm-producer", *args).code == 0
+    assert len(city_ids(server, stream)) == 300
+
+
+def test_two_first_calls_make_one_outbox(path: Path) -> None:
+    """Two processes that create the same file at the same time get the same outbox."""
+    make = (
+        "import sys; from owm_outbox_backends.sqlite import SqliteOutbox\n"
+        "sys.stdin.read(); print(SqliteOutbox(sys.argv[1]).id)"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", make, str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(),
+        )
+        for _ in range(4)
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.close()
+    ids = set()
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        ids.add(process.stdout.read())
+        assert process.wait() == 0, process.stderr.read().decode()
+    assert len(ids) == 1
