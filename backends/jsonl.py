@@ -27,6 +27,7 @@ class JsonLinesSink(Sink):
     def __init__(self, path: str | os.PathLike[str] = "-") -> None:
         self._stdout = str(path) == "-"
         self._path = Path(path)
+        self._left = False  # whether what read stdout is gone
         if not self._stdout and (self._path.is_dir() or not self._path.absolute().parent.is_dir()):
             raise ConfigurationError(f"jsonl:{path} cannot be written: give a file in a folder that exists, or -")
 
@@ -54,11 +55,14 @@ class JsonLinesSink(Sink):
         """Append the batch's lines in one go."""
         data = b"".join(entry.payload + b"\n" for entry in batch.entries)
         if self._stdout:
+            if self._left:
+                raise SinkUnavailable("stdout takes no more lines: what read it is gone")
             try:
                 sys.stdout.buffer.write(data)
                 sys.stdout.buffer.flush()
             except OSError as error:
                 # What reads the pipe is gone, and Python would complain once more when it closes stdout at exit.
+                self._left = True
                 sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - stays open until the process ends
                 raise SinkUnavailable(f"stdout takes no more lines ({error.strerror})") from error
             return

@@ -124,7 +124,17 @@ class MemoryOutbox(Outbox, DeadLetterStore):
             id_ = None if run is None else run.id
             new = sum(self._store(_Row(id_, *fields, now)) for fields in encoded)
             bad = sum(
-                self._store(_Row(id_, letter.payload if letter.key is None else letter.key, None, letter.payload, now, letter.reason, now))
+                self._store(
+                    _Row(
+                        id_,
+                        letter.payload if letter.key is None else letter.key,
+                        None,
+                        letter.payload,
+                        now,
+                        letter.reason,
+                        now,
+                    )
+                )
                 for letter in rejected
             )
             if run is not None:

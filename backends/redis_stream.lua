@@ -43,18 +43,20 @@ end
 -- beyond it is needed.
 local function oldest_needed()
     local oldest, open, holder
+    local function needs(id, beyond, name)
+        if not oldest or before(id, oldest) or (id == oldest and open and not beyond) then
+            oldest, open, holder = id, beyond, name
+        end
+    end
     for _, flat in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
         local info = {}
         for i = 1, #flat, 2 do
             info[flat[i]] = flat[i + 1]
         end
         if counts(info['name']) then
-            local id, is_open = info['last-delivered-id'], true
+            needs(info['last-delivered-id'], true, info['name'])
             if info['pending'] > 0 then
-                id, is_open = redis.call('XPENDING', stream, info['name'])[2], false
-            end
-            if not oldest or before(id, oldest) or (id == oldest and open and not is_open) then
-                oldest, open, holder = id, is_open, info['name']
+                needs(redis.call('XPENDING', stream, info['name'])[2], false, info['name'])
             end
         end
     end
@@ -78,11 +80,14 @@ if maxlen > 0 and length + size > maxlen then
     end
 end
 
+-- What a user may lack the right to comes before the first entry, or a batch would be taken without its position.
+-- This first write is also where a server that is out of memory says so.
+redis.call('HSET', positions, outbox, held)
+if trim then
+    redis.call('XTRIM', stream, 'MAXLEN', trim, math.max(0, maxlen - size))
+end
 for i = first, #ARGV do
     redis.call('XADD', stream, '*', 'data', ARGV[i])
-end
-if trim then
-    redis.call('XTRIM', stream, 'MAXLEN', trim, maxlen)
 end
 redis.call('HSET', positions, outbox, ARGV[3])
 return {'taken'}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import uuid
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from owm_outbox import (
     Batch,
     ConfigurationError,
     EntriesRejected,
+    OutboxError,
     Place,
     PositionConflict,
     Sink,
@@ -70,22 +70,21 @@ _OPTIONS: dict[str, Any] = {
 }
 # What redis-py's own URLs take: the settings of its client that can be written as text.
 _CLIENT_OPTIONS: dict[str, Any] = {
-    name: {int: int, float: float, bool: bool}.get(parse, str)
-    for name, parse in {
-        **dict.fromkeys(("username", "password", "client_name"), str),
-        **{
-            name: str
-            for name, parameter in inspect.signature(redis.Redis.__init__).parameters.items()
-            if name.startswith("ssl_") and "str" in str(parameter.annotation)
-        },
-        "db": int,
-        "socket_timeout": float,
-        "socket_connect_timeout": float,
-        "socket_keepalive": bool,
-        "health_check_interval": int,
-        "ssl_check_hostname": bool,
-        "protocol": int,
-    }.items()
+    "username": str,
+    "password": str,
+    "client_name": str,
+    "db": Annotated[int, msgspec.Meta(ge=0)],
+    "protocol": Annotated[int, msgspec.Meta(ge=2, le=3)],
+    "socket_timeout": _Positive,
+    "socket_connect_timeout": _Positive,
+    "socket_keepalive": bool,
+    "health_check_interval": Annotated[int, msgspec.Meta(ge=0)],
+    "ssl_check_hostname": bool,
+    "ssl_cert_reqs": Literal["none", "optional", "required"],
+    **dict.fromkeys(
+        ("ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_password", "ssl_ciphers"),
+        str,
+    ),
 }
 
 
@@ -152,6 +151,8 @@ class RedisStreamSink(Sink):
     def from_url(cls, url: URL) -> Self:
         """Make the sink that a ``redis://`` or ``rediss://`` URL names."""
         given = url.options(**_OPTIONS, **_CLIENT_OPTIONS)
+        if url.scheme == "redis" and (needs_tls := [name for name in given if name.startswith("ssl_")]):
+            raise ConfigurationError(f"{url}: {needs_tls[0]} is for TLS: write rediss://")
         if not url.hostname:
             raise ConfigurationError(f"{url} names no host; write redis://host:6379/0?stream=name")
         if not url.path.strip("/").isdecimal() and url.path.strip("/"):
@@ -167,7 +168,7 @@ class RedisStreamSink(Sink):
         own = {name: given[name] for name in _OPTIONS if name in given}
         own |= {"stream": stream, "maxlen": 100, "overflow": "hold", "groups": ""}
 
-        def make() -> Self:
+        def make() -> RedisStreamSink:
             return cls(url.without_options(*_OPTIONS), **own)
 
         def held() -> list[bytes]:
@@ -196,12 +197,7 @@ class RedisStreamSink(Sink):
             kind: Any = self._client.type(self._stream)
             if _text(kind) not in ("none", "stream"):  # the first batch would tell, but by then work has been done
                 raise ResponseError(f"WRONGTYPE {_text(kind)}")
-        try:
-            return int(held or 0)
-        except ValueError:
-            raise ConfigurationError(
-                f"{self._where}: {self._positions!r} holds {held!r}, no position: another program writes to it"
-            ) from None
+        return self._number(held or 0)
 
     def send(self, batch: Batch) -> None:
         """Add the batch and its position with one call of the script."""
@@ -230,7 +226,7 @@ class RedisStreamSink(Sink):
                 return
             case [b"conflict", held]:
                 # Perhaps by an earlier attempt of ours, which not enough copies had confirmed.
-                raise PositionConflict(self.position(batch.outbox_id) if self._waits else int(held))
+                raise PositionConflict(self.position(batch.outbox_id) if self._waits else self._number(held))
             case [b"full", room, group, oldest]:
                 raise SinkFull(
                     f"{self._where} is full (maxlen {self._maxlen}): group {_text(group)!r} has not acknowledged "
@@ -267,6 +263,14 @@ class RedisStreamSink(Sink):
         self._client.close()
         self._client.connection_pool.disconnect()
 
+    def _number(self, held: bytes | int) -> int:
+        try:
+            return int(held)
+        except ValueError:
+            raise ConfigurationError(
+                f"{self._where}: {self._positions!r} holds {held!r}, no position: another program writes to it"
+            ) from None
+
     def _payload_limit(self) -> int:
         """Ask the server once what it allows, and warn of a setting that defeats the promises."""
         if self._max_payload is None:
@@ -291,21 +295,29 @@ class RedisStreamSink(Sink):
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except _FATAL as error:
-            raise ConfigurationError(
-                f"{self._where}: the server refuses us ({error}): check user and password in the URL, and their rights"
-            ) from error
+        except SinkUnavailable as error:  # from a pause that was cut short; it is the reason for the pause that matters
+            if not isinstance(error.__context__, RedisError):
+                raise
+            raise self._meaning(error.__context__) from error
         except RedisError as error:
-            text = str(error)
-            if "WRONGTYPE" in text:
-                raise ConfigurationError(
-                    f"{self._where}: that key, or {self._positions!r}, holds another type: name another stream"
-                ) from error
-            if "WAITAOF" in text:
-                raise ConfigurationError(f"{self._where}: wait_aof does not work on this server ({text})") from error
-            if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in text:
-                raise SinkFull(f"{self._where}: the server is out of memory (maxmemory)") from error
-            raise SinkUnavailable(f"{self._where} cannot be used now ({text})") from error
+            raise self._meaning(error) from error
+
+    def _meaning(self, error: RedisError) -> OutboxError:
+        """Say what an error of the client or the server means for the relay."""
+        text = str(error)
+        if isinstance(error, _FATAL) or "NOPERM" in text or "can't run this command" in text:
+            return ConfigurationError(
+                f"{self._where}: the server refuses us ({text}): check user and password in the URL, and their rights"
+            )
+        if "WRONGTYPE" in text:
+            return ConfigurationError(
+                f"{self._where}: that key, or {self._positions!r}, holds another type: name another stream"
+            )
+        if "WAITAOF" in text:
+            return ConfigurationError(f"{self._where}: wait_aof does not work on this server ({text})")
+        if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in text:
+            return SinkFull(f"{self._where}: the server is out of memory (maxmemory)")
+        return SinkUnavailable(f"{self._where} cannot be used now ({text}); call again later")
 
 
 class _PausingBackoff(ExponentialWithJitterBackoff):
@@ -321,7 +333,12 @@ class _PausingBackoff(ExponentialWithJitterBackoff):
 
 
 class _Retry(Retry):
-    """Retries all but what no retry mends: to redis-py a wrong password is a connection error too."""
+    """Retries all but what no retry mends, and as often as it says.
+
+    To redis-py a wrong password is a connection error, too; and it retries a connection within each try of a command.
+    """
+
+    _under_way = False
 
     def call_with_retry(
         self,
@@ -333,7 +350,13 @@ class _Retry(Retry):
         def worthwhile(error: Exception) -> bool:
             return not isinstance(error, _FATAL) and (is_retryable is None or is_retryable(error))
 
-        return super().call_with_retry(do, fail, worthwhile, with_failure_count)
+        if self._under_way:
+            return do()
+        self._under_way = True
+        try:
+            return super().call_with_retry(do, fail, worthwhile, with_failure_count)
+        finally:
+            self._under_way = False
 
 
 def _enough(wait: tuple[str | int, ...], count: Any) -> bool:

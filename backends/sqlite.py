@@ -28,6 +28,7 @@ from owm_outbox import (
     DeadLetterStore,
     Entry,
     Job,
+    Key,
     Notes,
     Outbox,
     OutboxStats,
@@ -186,7 +187,18 @@ class SqliteOutbox(Outbox, DeadLetterStore):
     def lock(self) -> Iterator[None]:
         """Hold ``path.lock`` with flock: the kernel frees it when the process dies, however it dies."""
         with self._file.locked():
+            self._leap()
             yield
+
+    def _leap(self) -> None:
+        """Let positions go on beyond the microseconds since 1970, unless none was given yet.
+
+        A file that is restored from a copy would give positions a second time, and a sink that holds them already
+        would be taken to hold the new entries.
+        """
+        with self._transaction() as conn:
+            if 0 < self._last_position(conn) < (now := int(self._now() * 1e6)):
+                self._set_last_position(conn, now)
 
     def start_run(self, job: Job[Any], *, resume_within: timedelta = RESUME_WITHIN) -> Run:
         """Return the unfinished run, or a new one."""
@@ -261,7 +273,7 @@ class SqliteOutbox(Outbox, DeadLetterStore):
             def rows() -> Iterator[tuple[Any, ...]]:
                 nonlocal given
                 for given, task in enumerate(tasks, start=1):  # noqa: B007 - the count is what is wanted
-                    yield (number, None if run is None else run.key(task), *encode(task), now)
+                    yield (number, None if run is None else _storable(run.key(task)), *encode(task), now)
 
             conn.executemany(
                 "INSERT INTO outbox_entries (run, key, task_id, payload, stored_at) VALUES (?, ?, ?, ?, ?) "
@@ -335,8 +347,7 @@ class SqliteOutbox(Outbox, DeadLetterStore):
             before = conn.execute("SELECT acknowledged FROM outbox").fetchone()[0]
             conn.execute("UPDATE outbox SET acknowledged = ?", (position,))
             if position > self._last_position(conn):
-                conn.execute("DELETE FROM sqlite_sequence WHERE name = 'outbox_entries'")
-                conn.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('outbox_entries', ?)", (position,))
+                self._set_last_position(conn, position)
             conn.execute(
                 "DELETE FROM outbox_entries WHERE position > ? AND position <= ? AND reason IS NULL AND "
                 "(run IS NULL OR run NOT IN (SELECT number FROM outbox_runs WHERE state = 'open'))",
@@ -514,6 +525,11 @@ class SqliteOutbox(Outbox, DeadLetterStore):
         return int(row[0]) if row else 0
 
     @staticmethod
+    def _set_last_position(conn: sqlite3.Connection, position: int) -> None:
+        conn.execute("DELETE FROM sqlite_sequence WHERE name = 'outbox_entries'")
+        conn.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('outbox_entries', ?)", (position,))
+
+    @staticmethod
     def _clear(conn: sqlite3.Connection, number: int) -> None:
         conn.execute(
             "DELETE FROM outbox_entries WHERE run = ? AND reason IS NULL "
@@ -546,6 +562,17 @@ def _aware(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def _key_of(bad: Rejected) -> int | str:
+def _key_of(bad: Rejected) -> int | str | bytes:
     # Without a key of its own the record itself is the key: the same one on a second pass is not counted again.
-    return bad.key if bad.key is not None else f"sha256:{hashlib.sha256(bad.payload).hexdigest()}"
+    return hashlib.sha256(bad.payload).digest() if bad.key is None else _storable(bad.key)
+
+
+def _storable(key: Key) -> int | str | bytes:
+    # SQLite's integers have 64 bits, its text is UTF-8; any other key is kept as bytes, which equal neither.
+    if isinstance(key, int):
+        return key if -(2**63) <= key < 2**63 else str(key).encode()
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return b"text:" + key.encode(errors="surrogatepass")
+    return key

@@ -22,6 +22,7 @@ class _State(msgspec.Struct, omit_defaults=True):
     successes: int = 0
     last_failure: float = 0.0
     opened_at: float | None = None
+    reason: str = ""
 
 
 class NotesStorage(pybreaker.CircuitBreakerStorage):
@@ -53,6 +54,15 @@ class NotesStorage(pybreaker.CircuitBreakerStorage):
         if state != self._saved.state:
             self._saved.state = state
             self._save()
+
+    @property
+    def reason(self) -> str:
+        """What the last failure said; saved with its count."""
+        return self._saved.reason
+
+    @reason.setter
+    def reason(self, reason: str) -> None:
+        self._saved.reason = reason
 
     @property
     def counter(self) -> int:
@@ -125,15 +135,16 @@ class Breaker:
         closes = opened_at + timedelta(seconds=self._open_for)
         if datetime.now(UTC) < closes:
             raise ApiUnavailable(
-                f"{self._name} failed {self._fail_max} requests in a row: the circuit breaker is open, and nothing is "
-                f"sent until {closes:%Y-%m-%d %H:%M:%S} UTC; call again then"
+                f"{self._name} failed {self._fail_max} requests in a row ({self._storage.reason}): the circuit breaker "
+                f"is open, and nothing is sent until {closes:%Y-%m-%d %H:%M:%S} UTC; call again then"
             )
 
-    def count(self, *, failed: bool) -> None:
+    def count(self, failure: Exception | None) -> None:
         """Count the outcome of one request, which was made outside of pybreaker's lock. Safe from any thread."""
 
         def outcome() -> None:
-            if failed:
+            if failure is not None:
+                self._storage.reason = str(failure)
                 raise _RequestFailed
 
         with contextlib.suppress(_RequestFailed, pybreaker.CircuitBreakerError):

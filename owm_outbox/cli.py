@@ -20,7 +20,7 @@ import msgspec
 from click.core import ParameterSource
 
 from owm_outbox import __version__
-from owm_outbox.config import job_params, load_toml, make_options, prefix, secrets
+from owm_outbox.config import FiniteRange, job_params, load_toml, make_options, prefix, secrets, wants_json_logs
 from owm_outbox.errors import ConfigurationError, OutboxError
 from owm_outbox.job import Job
 from owm_outbox.outbox import RESUME_WITHIN, DeadLetterStore, Outbox, OutboxStats
@@ -74,7 +74,7 @@ def _invoke(command: click.Command, name: str) -> NoReturn:
         code, line = error.exit_code, str(error)
     except (KeyboardInterrupt, click.Abort):
         code, line = 128 + signal.SIGINT, "stopped by SIGINT"
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # click turns the first into the second
         code, line = 75, "whatever read our output is gone"
         sys.stdout = None  # or Python complains once more when it flushes it at exit
     except Exception as error:
@@ -101,8 +101,9 @@ def _usage(error: click.ClickException) -> tuple[int, str]:
 
 def _say(line: str, code: int) -> None:
     """Write the last line: as a log record where the logs are JSON."""
-    root = logging.getLogger()
-    if any(type(handler.formatter).__name__ == "JsonFormatter" for handler in root.handlers):
+    if wants_json_logs(sys.argv):
+        if not log.hasHandlers():  # it went wrong before the options were understood
+            _set_up_logging({"log_format": "json", "log_level": "info"})
         log.log(logging.ERROR if code else logging.INFO, "%s", line, extra={"exit_code": code})
     else:
         click.echo(line, err=True)
@@ -169,7 +170,7 @@ def _store_params(env_prefix: str, outbox: str, sink: str | None) -> list[click.
             ),
             click.Option(
                 ["--hold-for"],
-                type=click.FloatRange(0),
+                type=FiniteRange(0),
                 default=60.0,
                 show_default=True,
                 envvar=f"{env_prefix}_HOLD_FOR",
@@ -180,8 +181,8 @@ def _store_params(env_prefix: str, outbox: str, sink: str | None) -> list[click.
     return params
 
 
-def _defaults(job: type[Job[Any]]) -> tuple[str, str]:
-    return job.default_outbox.format(name=job.name), job.default_sink.format(name=job.name)
+def _defaults(job: type[Job[Any]], name: str) -> tuple[str, str]:
+    return job.default_outbox.format(name=name), job.default_sink.format(name=name)
 
 
 class JobCommand(click.Command):
@@ -227,7 +228,7 @@ class JobCommand(click.Command):
             self.help += "\n\n\b\nFrom the environment only:\n" + "\n".join(lines)
         self.params = [
             *job_params(job),
-            *_store_params(env_prefix, *_defaults(job)),
+            *_store_params(env_prefix, *_defaults(job, self._job_name)),
             click.Option(
                 ["--config"],
                 type=click.Path(path_type=Path, dir_okay=False),
@@ -239,7 +240,7 @@ class JobCommand(click.Command):
             ),
             click.Option(
                 ["--resume-within"],
-                type=click.FloatRange(0),
+                type=FiniteRange(0),
                 default=RESUME_WITHIN.total_seconds(),
                 show_default=True,
                 envvar=f"{env_prefix}_RESUME_WITHIN",
@@ -255,11 +256,11 @@ class JobCommand(click.Command):
 
     def _load_config(self, ctx: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
         if path is not None:
-            known = {
-                param.name: False for param in self.params if param.name not in (None, "config", "version", "help")
-            }
+            flags = {param.opts[0].lstrip("-").replace("-", "_"): str(param.name) for param in self.params}
+            known = {flag: False for flag in flags if flag not in ("config", "version", "help")}
             known |= {name: True for name, _, _ in secrets(self.job)}
-            ctx.default_map = load_toml(path, self._job_name, {k: v for k, v in known.items() if k is not None})
+            given = load_toml(path, self._job_name, known)
+            ctx.default_map = {flags[name]: value for name, value in given.items()}
         return path
 
     def _run(self, **values: Any) -> tuple[int, str]:
@@ -382,6 +383,12 @@ def cli() -> None:
 
 
 class _Jobs(click.Group):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args:
+            names = ", ".join(self.list_commands(ctx))
+            raise click.UsageError(f"Missing JOB, which one to run ({names}).", ctx)
+        return super().parse_args(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         from owm_outbox.plugins import job_names
 
@@ -411,7 +418,7 @@ class _StoreCommand(click.Command):
             from owm_outbox.plugins import load_job
 
             job = load_job(name)
-            outbox, sink = _defaults(job)
+            outbox, sink = _defaults(job, name)
             self.params += [
                 *_store_params(prefix(name), outbox, sink if self.needs_sink else None),
                 click.Option(["--job"], default="owm", show_default=True, help="Whose outbox, unless --outbox says."),
@@ -553,7 +560,7 @@ def dead_list(*, as_json: bool, outbox: str, **_: Any) -> None:
 @click.option("--all", "everything", is_flag=True, help="All of them.")
 def dead_retry(*, positions: tuple[int, ...], everything: bool, outbox: str, **_: Any) -> tuple[int, str]:
     """Make dead letters pending again; the next run or drain sends them."""
-    return _on_letters(outbox, positions, everything, DeadLetterStore.retry, "will be sent again")
+    return _on_letters(outbox, positions, everything, lambda box, wanted: box.retry(wanted), "will be sent again")
 
 
 @dead.command("drop", cls=_StoreCommand)
@@ -561,7 +568,7 @@ def dead_retry(*, positions: tuple[int, ...], everything: bool, outbox: str, **_
 @click.option("--all", "everything", is_flag=True, help="All of them.")
 def dead_drop(*, positions: tuple[int, ...], everything: bool, outbox: str, **_: Any) -> tuple[int, str]:
     """Delete dead letters for good."""
-    return _on_letters(outbox, positions, everything, DeadLetterStore.drop, "dropped")
+    return _on_letters(outbox, positions, everything, lambda box, wanted: box.drop(wanted), "dropped")
 
 
 def _on_letters(

@@ -5,9 +5,11 @@ Layers: default < TOML file < environment < flag. Nothing behind the command lin
 
 from __future__ import annotations
 
+import enum
+import math
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,18 @@ from owm_outbox.errors import ConfigurationError
 from owm_outbox.job import Job
 from owm_outbox.url import nearest, without_password
 
-__all__ = ["job_params", "load_toml", "make_options", "prefix", "secrets"]
+__all__ = ["FiniteRange", "job_params", "load_toml", "make_options", "prefix", "secrets", "wants_json_logs"]
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range; NaN, which is in all of them, is in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Turn text into a number."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 def prefix(job_name: str) -> str:
@@ -54,11 +67,22 @@ def make_options(job: type[Job[Any]], ctx: click.Context) -> Any:
     try:
         return msgspec.convert(values, job.Options, strict=False)
     except msgspec.ValidationError as error:
-        what, _, name = str(error).rstrip("`").partition(" - at `$.")
+        what, _, name = str(error).rstrip("`").partition(" - at `$")
+        name = name.removeprefix(".")
+        if not name:  # from the Options' own check, whose message begins with the name
+            name, _, what = what.partition(" ")
         if "matching regex" in what:  # no answer for a person; the option's description says what is wanted
-            what = next(_meta(field)["description"] for field in _fields(job) if field.name == name)
+            what = next((_meta(field).get("description", what) for field in _fields(job) if field.name == name), what)
         shown = f" {without_password(values[name])!r}" if isinstance(ctx.params.get(name), str) else ""
         raise ConfigurationError(f"{_where(name, prefix(job.name), ctx)}{shown} does not fit: {what}") from error
+
+
+def wants_json_logs(args: Sequence[str]) -> bool:
+    """Tell whether ``--log-format json`` was asked for, when the arguments make no sense otherwise."""
+    for at, arg in enumerate(args):
+        if arg.startswith("--log-format"):
+            return arg.endswith("=json") or args[at + 1 : at + 2] == ["json"]
+    return os.environ.get("OWM_LOG_FORMAT") == "json"
 
 
 def load_toml(path: Path, job_name: str, known: Mapping[str, bool]) -> dict[str, Any]:
@@ -76,6 +100,10 @@ def load_toml(path: Path, job_name: str, known: Mapping[str, bool]) -> dict[str,
         raise ConfigurationError(f"{path} is no TOML: {error}") from error
     shared = {key: value for key, value in content.items() if not isinstance(value, dict)}
     own = content.get(job_name, {})
+    if not isinstance(own, dict):
+        raise ConfigurationError(
+            f"{path}: {job_name!r} is the job's table: write [{job_name}] and its options below it"
+        )
     values = {}
     for key, value in {**shared, **own}.items():
         name = key.replace("-", "_")
@@ -83,7 +111,9 @@ def load_toml(path: Path, job_name: str, known: Mapping[str, bool]) -> dict[str,
             raise ConfigurationError(f"{path}: unknown key {key!r}: {nearest(name, known)}")
         if known[name]:
             raise ConfigurationError(f"{path}: {key!r} is a secret: set {prefix(job_name)}_{name.upper()} instead")
-        values[name] = value
+        if not isinstance(value, str | int | float):
+            raise ConfigurationError(f"{path}: {key!r} takes a single value, not {value!r}")
+        values[name] = str(value)  # as a flag or a variable would give it, so that true is no number
     return values
 
 
@@ -124,6 +154,8 @@ def _param(field: shapes.Field, env_prefix: str) -> click.Option:
     default = None if field.default is msgspec.NODEFAULT else field.default
     if field.default_factory is not msgspec.NODEFAULT:
         default = field.default_factory()
+    if isinstance(default, enum.Enum):
+        default = default.value
     flag = "--" + field.name.replace("_", "-")
     return click.Option(
         [f"{flag}/--no-{flag[2:]}" if isinstance(kind, shapes.BoolType) else flag, field.name],
@@ -152,7 +184,7 @@ def _click_type(kind: shapes.Type) -> click.ParamType[Any]:
         case shapes.BoolType():
             return click.BOOL
         case shapes.IntType() | shapes.FloatType():
-            make: Any = click.IntRange if isinstance(kind, shapes.IntType) else click.FloatRange
+            make: Any = click.IntRange if isinstance(kind, shapes.IntType) else FiniteRange
             low, high = (kind.ge if kind.gt is None else kind.gt), (kind.le if kind.lt is None else kind.lt)
             ranged: click.ParamType[Any] = make(low, high, min_open=kind.gt is not None, max_open=kind.lt is not None)
             return ranged

@@ -273,10 +273,10 @@ class PagedApi(Generic[R, T]):
         self._breaker.check()
         try:
             answer = self._request(number)
-        except RequestFailed:
-            self._breaker.count(failed=True)
+        except RequestFailed as error:
+            self._breaker.count(error)
             raise
-        self._breaker.count(failed=False)
+        self._breaker.count(None)
         return answer
 
     def _request(self, number: int) -> Answer[R]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Generic, TypeVar
+from urllib.parse import urlsplit
 
 from msgspec import Meta
 
@@ -12,6 +13,8 @@ from owm_outbox.job import JobOptions, Secret
 from owm_outbox.task import Rejected
 
 __all__ = ["Answer", "ApiUrl", "PagedApiOptions"]
+
+Token = Annotated[Secret, Meta(pattern=r"^[\x20-\x7e]+\Z")]  # what an HTTP header can carry
 
 R = TypeVar("R")
 
@@ -23,7 +26,7 @@ class PagedApiOptions(JobOptions, frozen=True):
 
     api_url: ApiUrl
     api_limit: Annotated[int, Meta(ge=1, le=100_000, description="Records a page to ask for")] = 100
-    api_token: Annotated[Secret | None, Meta(description="Sent as bearer token")] = None
+    api_token: Annotated[Token | None, Meta(description="Sent as bearer token")] = None
     concurrency: Annotated[int, Meta(ge=1, le=64, description="Requests at once, at most")] = 4
     first_page: Annotated[int, Meta(ge=0, description="Number of the API's first page")] = 0
     retry_wait: Annotated[
@@ -32,6 +35,14 @@ class PagedApiOptions(JobOptions, frozen=True):
     request_timeout: Annotated[
         float, Meta(gt=0, le=3600, description="Seconds for one request, from start to last byte")
     ] = 30.0
+
+    def __post_init__(self) -> None:
+        try:
+            host, _ = urlsplit(self.api_url).hostname, urlsplit(self.api_url).port
+        except ValueError:
+            host = None
+        if not host:
+            raise ValueError("api_url is no address: write it as http://host:port")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,6 +22,8 @@ from owm_outbox.url import URL, nearest
 __all__ = ["Plugin", "job_names", "load_job", "open_outbox", "open_sink", "outbox_class", "plugins", "sink_class"]
 
 C = TypeVar("C")
+
+logging.getLogger("stevedore").setLevel(logging.CRITICAL)  # what it warns of is said here, once, and with the mend
 
 _GROUPS: dict[str, type] = {
     "owm_outbox.outboxes": Outbox,

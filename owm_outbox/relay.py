@@ -373,6 +373,7 @@ class OutboxRelay:
         self._missing = ()
 
     def _report(self, run: Run, *, complete: bool, seconds: float) -> RunReport:
+        self._acknowledge()  # a stop came before the next one was due
         stats = self._outbox.stats()
         rejected = next((known.rejected for known in stats.runs if known.id == run.id), run.rejected)
         return RunReport(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -84,10 +85,20 @@ def _encode_other(value: Any) -> Any:
     dump = getattr(value, "model_dump", None)  # pydantic, which is not imported for it
     if dump is not None:
         return dump(mode="json")
-    raise NotImplementedError  # msgspec then says which type it cannot encode
+    raise NotImplementedError(f"objects of type {type(value).__name__} are not supported")
 
 
 _encoder = msgspec.json.Encoder(enc_hook=_encode_other, uuid_format="canonical")
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(map(_is_finite, value))
+    return True
 
 
 def encode(task: Any) -> tuple[str, bytes]:
@@ -101,7 +112,9 @@ def encode(task: Any) -> tuple[str, bytes]:
         raise TaskError(f"{type(task).__name__} has no task_id: give it one, such as run.task_id(key)")
     try:
         payload = _encoder.encode(task)
-    except (TypeError, ValueError, NotImplementedError) as error:
+        if b"null" in payload and not _is_finite(msgspec.to_builtins(task, enc_hook=_encode_other)):
+            raise ValueError("NaN and infinity are no JSON numbers")  # msgspec writes them as null
+    except (TypeError, ValueError, NotImplementedError, RecursionError) as error:
         raise TaskError(f"{type(task).__name__} {task_id} cannot be encoded as JSON: {error}") from error
     if payload[:1] != b"{":
         raise TaskError(f"{type(task).__name__} {task_id} does not encode as a JSON object")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
-from typing import Any
-from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
+from typing import Any, Literal, get_args, get_origin
+from urllib.parse import parse_qsl, unquote, unquote_plus, urlencode, urlsplit
 
 import msgspec
 
@@ -24,29 +25,36 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def without_password(text: str) -> str:
-    """Return a URL fit for logs and messages: passwords in it, also as options, become ``***``."""
-    try:
-        parts = urlsplit(text)
-        netloc = parts.netloc
-        if "@" in netloc:
-            user, _, host = netloc.rpartition("@")
-            name, colon, _ = user.partition(":")
-            netloc = f"{name}{colon}***@{host}" if colon else f"{user}@{host}"
-        query = "&".join(
-            f"{pair.partition('=')[0]}=***" if "password" in pair.partition("=")[0].lower() else pair
-            for pair in parts.query.split("&")
-        )
-        return _unsplit(parts, netloc, query)
-    except ValueError:
-        return f"{text.partition(':')[0]}:…"  # cannot be taken apart, so nothing of it is safe to show
+    """Return a URL fit for logs and messages: passwords in it, also as options, become ``***``.
+
+    However wrong the URL is, and whatever a password holds: rather too much is masked than too little.
+    """
+    shown, masked = _USERINFO.subn(r"\1***@", text, count=1)
+    if not masked:
+        shown = _USERINFO_ODD.sub(r"\1***@", text, count=1)
+    shown = _NO_PORT.sub(r"\1***", shown, count=1)  # not a number: perhaps a password whose user and @ were forgotten
+    address, mark, query = shown.partition("?")
+    return address + mark + "&".join(map(_without_secret, query.split("&")))
 
 
-def _unsplit(parts: SplitResult, netloc: str, query: str) -> str:
-    authority = f"//{netloc}" if netloc or parts.path.startswith("//") else ""
-    if not authority and parts.scheme and parts.path.startswith("/"):
-        authority = "//"  # sqlite:////tmp/x.db: urlsplit drops the empty authority
-    scheme = f"{parts.scheme}:" if parts.scheme else ""
-    return f"{scheme}{authority}{parts.path}" + (f"?{query}" if query else "")
+# scheme:, slashes, a user's name and a colon; then a password up to the last @ of the authority, …
+_BEFORE = r"^((?:[a-zA-Z][\w+.-]*:)?/*[^:/?#@]*:)(?!/)"
+_USERINFO = re.compile(_BEFORE + r"[^/?#]*@")
+# … or one with characters that should have been escaped; but a port, a path and an @ in that are none.
+_USERINFO_ODD = re.compile(_BEFORE + r"(?!\d+[/?#]).*@", re.DOTALL)
+_NO_PORT = re.compile(
+    r"^((?:[a-zA-Z][\w+.-]*:)?//(?:[^/?#]*@)?+(?:\[[^\]]*\]|[^:/?#@\[]*):)(?!\d*(?:[/?#]|$)).*$", re.DOTALL
+)
+
+
+def _without_secret(pair: str) -> str:
+    name, sign, _ = pair.partition("=")
+    return f"{name}{sign}***" if sign and _is_secret(name) else pair
+
+
+def _is_secret(name: str) -> bool:
+    words = re.split(r"[^a-z]+", unquote_plus(name).lower())
+    return any("pass" in word or difflib.get_close_matches(word, ["password"], cutoff=0.7) for word in words)
 
 
 class URL:
@@ -60,20 +68,26 @@ class URL:
         try:
             parts = urlsplit(text)
             self.port = parts.port
-        except ValueError as error:
-            raise ConfigurationError(f"{without_password(text)!r} is no URL: {error}") from error
+        except ValueError:  # whose message holds what may be a password
+            raise ConfigurationError(
+                f"{without_password(text)!r} is no URL: its host or port makes no sense "
+                "(in a password, write / ? # @ as %2F %3F %23 %40)"
+            ) from None
         if not parts.scheme:
             raise ConfigurationError(
                 f"{without_password(text)!r} has no scheme; write it as PLUGIN:…, "
                 "such as sqlite:////tmp/tasks.db or redis://localhost:6379/0"
             )
+        if parts.fragment or text.endswith("#"):
+            raise ConfigurationError(f"{without_password(text)!r} has a #, which ends a URL: write it as %23")
+        if "\0" in unquote(text):
+            raise ConfigurationError(f"{without_password(text)!r} has a null byte in it")
         self.text = text
         self.scheme = parts.scheme
         self.username = unquote(parts.username) if parts.username is not None else None
         self.password = unquote(parts.password) if parts.password is not None else None
         self.hostname = parts.hostname
         self.path = unquote(parts.path)
-        self._parts = parts
         self._query = parse_qsl(parts.query, keep_blank_values=True)
 
     def __str__(self) -> str:
@@ -94,17 +108,25 @@ class URL:
         given: dict[str, Any] = {}
         for name, value in self._query:
             if name not in types:
-                raise ConfigurationError(f"unknown option {name!r} in {self}: {nearest(name, types)}")
+                shown = repr(name) if name in str(self) else "***"  # what looks like one may be part of a password
+                raise ConfigurationError(f"unknown option {shown} in {self}: {nearest(name, types)}")
             if name in given:
                 raise ConfigurationError(f"option {name!r} comes twice in {self}")
             try:
                 given[name] = msgspec.convert(value, types[name], strict=False)
             except msgspec.ValidationError as error:
-                shown = "***" if "password" in name else repr(value)
-                raise ConfigurationError(f"option {name}={shown} in {self}: {error}") from error
+                shown = "***" if _is_secret(name) else repr(value)
+                wanted = (
+                    f"one of {', '.join(map(str, get_args(types[name])))}" if _is_choice(types[name]) else str(error)
+                )
+                raise ConfigurationError(f"option {name}={shown} in {self}: {wanted}") from error
         return given
 
     def without_options(self, *names: str) -> str:
         """Return the URL with these options taken out, the others and any password left in, as a client needs it."""
         query = urlencode([(name, value) for name, value in self._query if name not in names])
-        return _unsplit(self._parts, self._parts.netloc, query)
+        return self.text.partition("?")[0] + (f"?{query}" if query else "")
+
+
+def _is_choice(kind: Any) -> bool:
+    return get_origin(kind) is Literal

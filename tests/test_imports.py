@@ -1,0 +1,184 @@
+"""Who imports whom: the seams of the house, and what --version and --help do without."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import importlib.resources
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import owm_outbox
+import owm_outbox_backends
+
+from support.commands import environment
+
+FRAMEWORK = Path(owm_outbox.__file__).parent
+BACKENDS = Path(owm_outbox_backends.__file__).parent
+HEAVY = {"pybreaker", "redis", "requests", "sqlite_utils", "tenacity", "tqdm"}
+
+
+def _modules() -> dict[str, Path]:
+    """Return all modules that we ship, by name."""
+    found = {}
+    for package, root in (("owm_outbox", FRAMEWORK), ("owm_outbox_backends", BACKENDS)):
+        for path in sorted(root.rglob("*.py")):
+            parts = (package, *path.relative_to(root).with_suffix("").parts)
+            found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+MODULES = _modules()
+
+
+def _tree(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text("utf-8"))
+
+
+def _imports(module: str) -> Iterator[tuple[str, str | None]]:
+    """Yield what a module imports, wherever in it: the full name of the module, and the name taken from it."""
+    package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(_tree(module)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            name = "." * node.level + (node.module or "")
+            origin = importlib.util.resolve_name(name, package) if node.level else name
+            yield from ((origin, alias.name) for alias in node.names)
+
+
+def _importers(package: str) -> set[str]:
+    """Return our modules that import from a package."""
+    return {module for module in MODULES if any(name.partition(".")[0] == package for name, _ in _imports(module))}
+
+
+def _defined(module: str) -> dict[str, ast.stmt]:
+    """Return what a module defines or imports at its top, by name; none of them need be importable here."""
+    found: dict[str, ast.stmt] = {}
+    for node in _tree(module).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found[node.name] = node
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name: node for alias in node.names}
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {name.id: node for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    return found
+
+
+def _public(module: str) -> list[str] | None:
+    """Return a module's ``__all__``."""
+    node = _defined(module).get("__all__")
+    assert node is None or isinstance(node, ast.Assign)
+    return None if node is None else list(ast.literal_eval(node.value))
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "unwanted"),
+    [
+        ("producer", "--version", HEAVY | {"owm_outbox_backends", "stevedore"}),
+        ("producer", "--help", HEAVY | {"owm_outbox_backends"}),
+        ("main", "--version", HEAVY | {"owm_outbox_backends", "stevedore"}),
+        ("main", "--help", HEAVY | {"owm_outbox_backends", "stevedore"}),
+    ],
+)
+def test_help_and_version_do_without_heavy_packages(command: str, flag: str, unwanted: set[str]) -> None:
+    """A command that only tells about itself loads none of the packages that take long to import."""
+    code = (
+        "import atexit, json, sys\n"
+        "from owm_outbox import cli\n"
+        "atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))\n"
+        f"sys.argv = ['owm', {flag!r}]\n"
+        f"cli.{command}()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.startswith(("owm", "Usage: owm"))
+    loaded = {name.partition(".")[0] for name in json.loads(done.stderr)}
+    assert {"click", "owm_outbox"} <= loaded
+    assert not unwanted & loaded
+
+
+def test_the_framework_knows_no_backend() -> None:
+    """Nothing in owm_outbox imports a plugin: entry points are the only tie."""
+    assert {name.partition(".")[0] for name in _importers("owm_outbox_backends")} <= {"owm_outbox_backends"}
+
+
+def test_only_one_module_imports_stevedore() -> None:
+    """How plugins are found is the business of one module."""
+    assert _importers("stevedore") == {"owm_outbox.plugins"}
+
+
+def test_backends_use_only_what_a_third_party_may() -> None:
+    """A backend imports public names of owm_outbox itself, none of its modules."""
+    taken = {
+        (module, origin, name)
+        for module in MODULES
+        if module.startswith("owm_outbox_backends")
+        for origin, name in _imports(module)
+        if origin.partition(".")[0] == "owm_outbox"
+    }
+    assert {origin for _, origin, _ in taken} == {"owm_outbox"}
+    assert {name for _, _, name in taken} <= set(owm_outbox.__all__)
+
+
+def test_backends_do_not_know_each_other() -> None:
+    """No backend imports another; what entry points name is a backend."""
+    points = [
+        point
+        for group in ("owm_outbox.outboxes", "owm_outbox.sinks")
+        for point in importlib.metadata.entry_points(group=group)
+    ]
+    backends = {point.module for point in points if point.module.startswith("owm_outbox_backends")}
+    assert len(backends) >= 4
+    for backend in backends:
+        imported = {origin for origin, _ in _imports(backend)} | {
+            f"{origin}.{name}" for origin, name in _imports(backend)
+        }
+        assert not imported & (backends - {backend})
+
+
+def test_only_the_edge_reads_the_environment() -> None:
+    """Behind the commands nothing looks at environment variables: what is not an option has no effect."""
+    readers = {
+        module
+        for module in MODULES
+        for node in ast.walk(_tree(module))
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv")
+    }
+    assert readers <= {"owm_outbox.cli", "owm_outbox.config", "owm_outbox.live_check"}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_public_names_are_sorted_and_exist(module: str) -> None:
+    """``__all__`` has each name once, constants first, then classes, then functions; a module without is empty."""
+    names = _public(module)
+    if names is None:
+        assert [type(node) for node in _tree(module).body] == [ast.Expr], "more than a docstring, but no __all__"
+        return
+    assert names == sorted(set(names), key=lambda name: (not name.isupper(), not name[:1].isupper(), name))
+    assert set(names) <= set(_defined(module))
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_modules_take_only_public_names_of_each_other(module: str) -> None:
+    """What one of our modules imports from another is in that one's ``__all__``, or a module itself."""
+    for origin, name in _imports(module):
+        if origin in MODULES and name is not None and f"{origin}.{name}" not in MODULES:
+            assert name in (_public(origin) or ()), f"{origin}.{name}"
+
+
+@pytest.mark.parametrize(
+    ("package", "file"),
+    [("owm_outbox", "py.typed"), ("owm_outbox_backends", "py.typed"), ("owm_outbox_backends", "redis_stream.lua")],
+)
+def test_what_is_no_code_is_shipped_too(package: str, file: str) -> None:
+    """Both packages say that they are typed, and the script lies beside its sink, wherever they are installed."""
+    assert importlib.resources.files(package).joinpath(file).is_file()
