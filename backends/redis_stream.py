@@ -44,6 +44,7 @@ log = logging.getLogger("owm_outbox_backends.redis_stream")
 T = TypeVar("T")
 
 _FATAL = (AuthenticationError, AuthorizationError, NoPermissionError)
+_NO_RIGHT = ("NOPERM", "can't run this command", "has no permissions to run")  # as said within a script
 _MAX_BULK = 512 * 2**20  # proto-max-bulk-len where the server does not tell: Redis closes the connection beyond it
 
 _STREAM = "owm-ingestion-stream"
@@ -305,7 +306,7 @@ class RedisStreamSink(Sink):
     def _meaning(self, error: RedisError) -> OutboxError:
         """Say what an error of the client or the server means for the relay."""
         text = str(error)
-        if isinstance(error, _FATAL) or "NOPERM" in text or "can't run this command" in text:
+        if isinstance(error, _FATAL) or any(words in text for words in _NO_RIGHT):
             return ConfigurationError(
                 f"{self._where}: the server refuses us ({text}): check user and password in the URL, and their rights"
             )
@@ -350,11 +351,19 @@ class _Retry(Retry):
         def worthwhile(error: Exception) -> bool:
             return not isinstance(error, _FATAL) and (is_retryable is None or is_retryable(error))
 
+        def attempt() -> T:
+            try:
+                return do()
+            except ResponseError as error:
+                if "READONLY" in str(error):  # within a script, Redis 6.2 wraps it into an error of another kind
+                    raise ReadOnlyError(str(error)) from error
+                raise
+
         if self._under_way:
             return do()
         self._under_way = True
         try:
-            return super().call_with_retry(do, fail, worthwhile, with_failure_count)
+            return super().call_with_retry(attempt, fail, worthwhile, with_failure_count)
         finally:
             self._under_way = False
 

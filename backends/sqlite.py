@@ -191,14 +191,13 @@ class SqliteOutbox(Outbox, DeadLetterStore):
             yield
 
     def _leap(self) -> None:
-        """Let positions go on beyond the microseconds since 1970, unless none was given yet.
+        """Let positions go on from the microseconds since 1970.
 
         A file that is restored from a copy would give positions a second time, and a sink that holds them already
         would be taken to hold the new entries.
         """
         with self._transaction() as conn:
-            if 0 < self._last_position(conn) < (now := int(self._now() * 1e6)):
-                self._set_last_position(conn, now)
+            self._set_last_position(conn, max(self._last_position(conn), int(self._now() * 1e6)))
 
     def start_run(self, job: Job[Any], *, resume_within: timedelta = RESUME_WITHIN) -> Run:
         """Return the unfinished run, or a new one."""
