@@ -302,6 +302,10 @@ class RedisStreamSink(Sink):
             raise self._meaning(error.__context__) from error
         except RedisError as error:
             raise self._meaning(error) from error
+        except BaseException:
+            # Stopped between a request and its reply: whoever uses the connection next would take one for the other.
+            self._client.connection_pool.disconnect()
+            raise
 
     def _meaning(self, error: RedisError) -> OutboxError:
         """Say what an error of the client or the server means for the relay."""

@@ -18,9 +18,8 @@ __all__ = ["Breaker", "NotesStorage"]
 
 class _State(msgspec.Struct, omit_defaults=True):
     state: str = pybreaker.STATE_CLOSED
-    failures: int = 0
+    failures: list[float] = []  # when, in seconds since the epoch
     successes: int = 0
-    last_failure: float = 0.0
     opened_at: float | None = None
     reason: str = ""
 
@@ -35,11 +34,10 @@ class NotesStorage(pybreaker.CircuitBreakerStorage):
     def __init__(self, notes: Notes, name: str, *, forget: float, now: Callable[[], float] = time.time) -> None:
         super().__init__(name)
         self._notes = notes
+        self._forget = forget
         self._now = now
         saved = notes.get(name)
         self._saved = msgspec.json.decode(saved, type=_State) if saved else _State()
-        if self._saved.state == pybreaker.STATE_CLOSED and now() - self._saved.last_failure > forget:
-            self._saved.failures = 0
 
     def _save(self) -> None:
         self._notes.set(self.name, msgspec.json.encode(self._saved))
@@ -66,19 +64,22 @@ class NotesStorage(pybreaker.CircuitBreakerStorage):
 
     @property
     def counter(self) -> int:
-        """Failures in a row."""
-        return self._saved.failures
+        """Failures in a row that are not too old to count."""
+        return len(self._recent())
+
+    def _recent(self) -> list[float]:
+        oldest = self._now() - self._forget
+        return [at for at in self._saved.failures if at >= oldest]
 
     def increment_counter(self) -> None:
         """Count one more failure."""
-        self._saved.failures += 1
-        self._saved.last_failure = self._now()
+        self._saved.failures = [*self._recent(), self._now()]
         self._save()
 
     def reset_counter(self) -> None:
         """Forget the failures; writes only if there are any, since each success calls this."""
         if self._saved.failures:
-            self._saved.failures = 0
+            self._saved.failures = []
             self._save()
 
     @property
@@ -132,19 +133,23 @@ class Breaker:
         opened_at = self._storage.opened_at
         if self._storage.state != pybreaker.STATE_OPEN or opened_at is None:
             return
+        reason = f" ({self._storage.reason})" if self._storage.reason else ""
         closes = opened_at + timedelta(seconds=self._open_for)
         if datetime.now(UTC) < closes:
             raise ApiUnavailable(
-                f"{self._name} failed {self._fail_max} requests in a row ({self._storage.reason}): the circuit breaker "
+                f"{self._name} failed {self._fail_max} requests in a row{reason}: the circuit breaker "
                 f"is open, and nothing is sent until {closes:%Y-%m-%d %H:%M:%S} UTC; call again then"
             )
 
-    def count(self, failure: Exception | None) -> None:
-        """Count the outcome of one request, which was made outside of pybreaker's lock. Safe from any thread."""
+    def count(self, *, failed: bool, reason: str = "") -> None:
+        """Count the outcome of one request, which was made outside of pybreaker's lock. Safe from any thread.
+
+        :param reason: of a failure, for the message of an open breaker.
+        """
 
         def outcome() -> None:
-            if failure is not None:
-                self._storage.reason = str(failure)
+            if failed:
+                self._storage.reason = reason
                 raise _RequestFailed
 
         with contextlib.suppress(_RequestFailed, pybreaker.CircuitBreakerError):

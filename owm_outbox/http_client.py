@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -16,6 +16,7 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
+from owm_outbox.errors import ApiUnavailable
 from owm_outbox.url import without_password
 
 __all__ = ["Client", "RequestFailed"]
@@ -32,7 +33,8 @@ class RequestFailed(Exception):
     """
 
     def __init__(self, message: str, *, retry_after: float | None = None, unreachable: bool = False) -> None:
-        super().__init__(message)
+        # What a server says may be anything: it shall neither break the line nor tell a terminal what to do.
+        super().__init__("".join(char if char.isprintable() else "?" for char in message.strip()))
         self.retry_after = retry_after
         self.unreachable = unreachable
 
@@ -67,23 +69,48 @@ class Client:
         self._session.close()
         self._deadlines.close()
 
-    def get(self, url: str, params: Mapping[str, Any]) -> bytes:
+    def get(
+        self,
+        url: str,
+        params: Mapping[str, Any],
+        *,
+        allow: Callable[[], None] = lambda: None,
+        on_failure: Callable[[RequestFailed], None] = lambda _: None,
+    ) -> bytes:
         """Return the body of a 200 answer.
 
-        :raises RequestFailed: anything else, in one line.
+        :param allow: called when it is the request's turn, right before it is sent; what it raises goes to the caller.
+        :param on_failure: told of a failure before it is anybody else's turn.
+        :raises RequestFailed: no usable answer; why, in one line.
+        :raises ApiUnavailable: the client was closed before the request was sent.
         """
         where = f"{without_password(url)}?{'&'.join(f'{name}={value}' for name, value in params.items())}"
+        with self._turns.one():
+            allow()
+            try:
+                return self._timed(url, params, where)
+            except RequestFailed as error:
+                on_failure(error)
+                raise
+
+    def _timed(self, url: str, params: Mapping[str, Any], where: str) -> bytes:
         deadline = _Deadline(self._timeout)
+        late = RequestFailed(f"{where} took longer than {self._timeout:g} s")
         try:
-            with self._turns.one(), self._deadlines.within(deadline):
-                return self._follow(url, params, where)
+            with self._deadlines.within(deadline):
+                body = self._follow(url, params, where)
+        except RequestFailed as error:
+            raise late if deadline.passed else error from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            if deadline.passed:
-                raise RequestFailed(f"{where} took longer than {self._timeout:g} s") from error
+            if deadline.passed or isinstance(error, requests.Timeout):
+                raise late from error
             raise RequestFailed(
                 f"{where} cannot be read ({_innermost(error)})",
                 unreachable=isinstance(error, requests.ConnectionError),
             ) from error
+        if deadline.passed:  # an answer whose end the server did not announce seems to be over when we cut it off
+            raise late
+        return body
 
     def _follow(self, url: str, params: Mapping[str, Any] | None, where: str) -> bytes:
         for _ in range(_MAX_REDIRECTS):
@@ -109,6 +136,9 @@ class Client:
                 f"{where} answered {response.status_code} {response.reason}{hint}",
                 retry_after=_seconds(response.headers.get("Retry-After")),
             )
+        original: Any = response.raw._original_response
+        if original.msg.defects:  # urllib3 goes on with the headers before the bad one
+            raise RequestFailed(f"{where} answered with headers that make no sense")
         body = bytearray()
         for chunk in response.iter_content(2**16):
             body += chunk
@@ -135,7 +165,7 @@ class _Turns:
             while self._taken >= self._allowed and not self._closed:
                 self._changed.wait()
             if self._closed:
-                raise RequestFailed("closed while waiting for a turn")
+                raise ApiUnavailable("closed while a request waited for its turn")
             self._taken += 1
         try:
             yield
@@ -270,7 +300,7 @@ def _seconds(retry_after: str | None) -> float | None:
     except ValueError:
         try:
             seconds = (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return None
     return seconds if 0 < seconds < float("inf") else None
 

@@ -35,6 +35,8 @@ _MAX_RETRY_AFTER = 60.0
 _MAX_BODY = 64 * 2**20
 _TASKS_A_COMMIT = 500
 _SECONDS_A_COMMIT = 0.25
+_EMPTY_PAGES = 3  # in a row: there is nothing behind them, whatever the total says
+_MOST_MISSING = 100_000  # pages that are named one by one, so that an absurd total takes no memory
 _MORE_PASSES = 2  # the second one finds what slipped; a third, if the data moved during that one as well
 
 
@@ -50,9 +52,11 @@ class _Progress(msgspec.Struct):
     ended: bool = False  # all pages up to next_page were tried
     shifted: bool = False  # the total changed on the way, so a record may have slipped past
     passes: int = 0  # how often all pages were gone through again
+    came: bool = False  # at least one page did
 
     def begin_pass(self, first_page: int) -> None:
         self.next_page, self.ended, self.shifted, self.passes = first_page, False, False, self.passes + 1
+        self.total = None  # what the last page said may be what was wrong
 
 
 @dataclass(slots=True)
@@ -171,24 +175,32 @@ class PagedApi(Generic[R, T]):
     def _forward(self, progress: _Progress) -> Iterator[Page[T]]:
         """Go through the pages in order up to the end; those that fail are set aside."""
         group: _Group[R] = _Group()
+        empty, last = 0, None
         for number, outcome in self._ahead.outcomes(self._numbers(progress)):
             if self._at_end(progress):
                 break  # the end came nearer while this page was under way
             if isinstance(outcome, RequestFailed):
-                if progress.total is None and (outcome.unreachable or progress.failed):
+                if not progress.came and (outcome.unreachable or progress.failed):
                     raise ApiUnavailable(f"{outcome}: nothing could be read; call again later") from outcome
                 log.warning("page %d is set aside: %s", number, outcome)
                 progress.failed.append(number)
                 progress.next_page = number + 1
                 continue
             if isinstance(outcome, Exception):
-                if group.records or group.rejected:
-                    yield self._page(progress, group)
+                yield self._page(progress, group)
                 raise outcome
+            if outcome.total is None and outcome.records and outcome.records == last:
+                yield self._page(progress, group)
+                raise ApiUnavailable(
+                    f"{without_password(self._url)} gives the same records for page {number - 1} and page {number}: "
+                    "it does not page, or not from where --first-page says"
+                )
+            last = outcome.records
             self._learn(progress, outcome)
             progress.next_page = number + 1
-            if outcome.total is None and not outcome.records and not outcome.rejected:
-                progress.ended = True
+            empty = 0 if outcome.records or outcome.rejected else empty + 1
+            if empty >= (1 if outcome.total is None else _EMPTY_PAGES):
+                break
             if group.add(outcome):
                 yield self._page(progress, group)
                 group = _Group()
@@ -224,6 +236,7 @@ class PagedApi(Generic[R, T]):
         return self._options.first_page + -(-(progress.total or 0) // size)
 
     def _learn(self, progress: _Progress, answer: Answer[R]) -> None:
+        progress.came = True
         if answer.total is not None:
             progress.shifted |= progress.total not in (None, answer.total)
             progress.total = answer.total
@@ -236,6 +249,7 @@ class PagedApi(Generic[R, T]):
         if missing is None:
             came_before = progress.ended or progress.passes > 0
             end = progress.next_page if progress.total is None or came_before else self._end(progress)
+            end = min(end, progress.next_page + _MOST_MISSING)
             missing = sorted({*progress.failed, *range(progress.next_page, end)})
         return Page(
             tasks=[self._task(record) for record in group.records] if group else (),
@@ -268,24 +282,25 @@ class PagedApi(Generic[R, T]):
 
     def _attempt(self, number: int) -> Answer[R]:
         """Make one request, unless the breaker is open, and let the breaker count what came of it."""
-        if self._closing.is_set():
-            raise ApiUnavailable("closed while a page was fetched")
-        self._breaker.check()
+        body = self._client.get(
+            self._url,
+            {"page": number, "limit": self._options.api_limit},
+            allow=self._breaker.check,
+            on_failure=lambda error: self._breaker.count(failed=True, reason=str(error)),
+        )
         try:
-            answer = self._request(number)
-        except RequestFailed as error:
-            self._breaker.count(error)
-            raise
-        self._breaker.count(None)
+            answer = self._parse(body)
+            if answer.total is not None and answer.total < len(answer.records) + len(answer.rejected):
+                raise ValueError(f"it holds more records than the total of {answer.total} that it gives")
+        except (ValueError, RecursionError) as error:
+            failure = RequestFailed(
+                f"{without_password(self._url)}?page={number}&limit={self._options.api_limit} "
+                f"gave no valid page ({error}): {body[:60]!r}"
+            )
+            self._breaker.count(failed=True, reason=str(failure))
+            raise failure from error
+        self._breaker.count(failed=False)
         return answer
-
-    def _request(self, number: int) -> Answer[R]:
-        body = self._client.get(self._url, {"page": number, "limit": self._options.api_limit})
-        try:
-            return self._parse(body)
-        except ValueError as error:
-            where = f"{without_password(self._url)}?page={number}&limit={self._options.api_limit}"
-            raise RequestFailed(f"{where} gave no valid page ({error}): {body[:60]!r}") from error
 
 
 def _log_failure(state: tenacity.RetryCallState) -> None:

@@ -41,9 +41,8 @@ class Prefetch(Generic[R]):
         self._concurrency = concurrency
         self._clock = clock
         self._cpu_clock = cpu_clock
-        self._todo: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._todo: queue.SimpleQueue[_Call[R] | None] = queue.SimpleQueue()
         self._changed = threading.Condition()
-        self._outcomes: dict[int, R | Exception] = {}  # fetched, not yet handed over
         self._threads = 0
         self._closed = False
 
@@ -80,20 +79,19 @@ class Prefetch(Generic[R]):
         while self._threads < self._concurrency:
             self._threads += 1
             threading.Thread(target=self._work, name=f"prefetch-{self._threads}", daemon=True).start()
-        ahead: deque[int] = deque()
+        ahead: deque[_Call[R]] = deque()
         began, done, faster = self._clock(), 0, True
         while True:
             while faster and len(ahead) < 2 * self._concurrency and (number := left.take()) is not None:
-                ahead.append(number)
-                self._todo.put(number)
+                ahead.append(_Call(number))
+                self._todo.put(ahead[-1])
             if not ahead:
                 return
-            number = ahead.popleft()
+            call = ahead.popleft()
             with self._changed:
-                while number not in self._outcomes:
+                while call.outcome is None:
                     self._changed.wait()
-                outcome = self._outcomes.pop(number)
-            yield number, outcome
+            yield call.number, call.outcome
             done += 1
             if done % _REVIEW == 0:
                 now = self._clock()
@@ -101,10 +99,10 @@ class Prefetch(Generic[R]):
                 began = now
 
     def _work(self) -> None:
-        while (number := self._todo.get()) is not None and not self._closed:
-            outcome = self._outcome(number)
+        while (call := self._todo.get()) is not None and not self._closed:
+            outcome = self._outcome(call.number)
             with self._changed:
-                self._outcomes[number] = outcome
+                call.outcome = outcome
                 self._changed.notify_all()
 
     def _outcome(self, number: int) -> R | Exception:
@@ -112,6 +110,14 @@ class Prefetch(Generic[R]):
             return self._fetch(number)
         except Exception as error:  # handed to the caller, who raises it or knows what to do
             return error
+
+
+class _Call(Generic[R]):
+    """A number on its way; whoever gave up waiting for it leaves nothing behind."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.outcome: R | Exception | None = None
 
 
 class _Numbers:

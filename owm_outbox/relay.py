@@ -258,7 +258,7 @@ class OutboxRelay:
         unnoted = 0
         limit = self._batch_size
         while entries := _within(self._outbox.read(self._cursor, limit), _BATCH_BYTES):
-            if only_full_batches and len(entries) < self._batch_size:
+            if only_full_batches and len(entries) < limit:
                 break
             batch = Batch(self._outbox.id, self._cursor, entries)
             try:

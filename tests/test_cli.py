@@ -237,6 +237,15 @@ def test_json_logs_can_be_asked_for_in_the_environment(tmp_path: Path) -> None:
     assert json.loads(missing.line)["exit_code"] == missing.code == 73
 
 
+def test_json_logs_can_be_asked_for_in_the_file(tmp_path: Path) -> None:
+    """``log_format`` in the file does what the flag does, to the last line, and the flag beats it."""
+    (tmp_path / "owm.toml").write_text('log_format = "json"\n')
+    args = ("--config", "owm.toml", "--sink", "nowhere:", *OUTBOX)
+    outcome = run("owm-producer", *args, cwd=tmp_path)
+    assert json.loads(outcome.line)["exit_code"] == outcome.code == 78
+    assert run("owm-producer", *args, "--log-format", "text", cwd=tmp_path).line.startswith("owm-producer: no sink")
+
+
 # -- status and drain
 
 
@@ -257,12 +266,8 @@ def test_status_tells_what_waits(waiting: Path) -> None:
     status = outcome.report
     assert status.pop("oldest_seconds") >= 0
     (known,) = status.pop("runs")
-    assert {key: status[key] for key in ("pending", "dead", "acknowledged", "last_position")} == {
-        "pending": COUNT,
-        "dead": 0,
-        "acknowledged": 0,
-        "last_position": COUNT,
-    }
+    assert (status["pending"], status["dead"], status["acknowledged"]) == (COUNT, 0, 0)
+    assert status["last_position"] >= COUNT  # positions may have gaps
     assert (known["job"], known["state"], known["extracted"], known["finished_at"]) == ("owm", "open", COUNT, None)
     assert known["report"]["pending"] == COUNT
     assert known["run_id"] in text.out

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -345,6 +348,33 @@ def test_stopped_between_two_batches(producer: Producer, server: Server) -> None
     report = producer.run(producer.url(server))
     producer.check_complete(server, report)
     assert report.delivered == COUNT - 3 * BATCH
+
+
+@pytest.mark.parametrize("command", ["HGET", "TYPE", "EVALSHA"])
+def test_stopped_between_a_request_and_its_reply(producer: Producer, server: Server, command: str) -> None:
+    """A reply that nobody read because a signal came is never taken for the reply to what the sink is asked next."""
+    stop = Stop()
+    raised: list[str] = []
+
+    def profile(frame: FrameType, event: str, arg: object) -> None:
+        # The moment after a request was sent and before its reply is read: too short to be hit from outside.
+        here = event == "call" and frame.f_code is redis.Redis.parse_response.__code__
+        if here and frame.f_locals["command_name"] == command and not raised:
+            raised.append(command)
+            signal.raise_signal(signal.SIGTERM)
+
+    prepare(server)
+    with RedisStreamSink.from_url(URL(producer.url(server, **CALM))) as sink, SqliteOutbox(producer.path) as outbox:
+        stopped = OutboxRelay(outbox, sink, batch_size=BATCH, stop=stop)
+        with contextlib.ExitStack() as stack:
+            stack.callback(sys.setprofile, sys.getprofile())
+            stack.enter_context(stop.on_signals(signal.SIGTERM))
+            stack.enter_context(pytest.raises(Stopped))
+            sys.setprofile(profile)
+            stopped.run(producer.job())
+        report = OutboxRelay(outbox, sink, batch_size=BATCH).run(producer.job())
+    assert raised == [command]
+    producer.check_complete(server, report)
 
 
 # -- servers that stop, die and come back

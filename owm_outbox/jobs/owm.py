@@ -35,7 +35,7 @@ class _City(msgspec.Struct):
 
 class _Cities(msgspec.Struct, Generic[C]):
     cities: list[C]
-    total_count: Annotated[int, Meta(ge=0)]
+    total_count: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     limit: int | None = None
 
 

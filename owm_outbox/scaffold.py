@@ -1,0 +1,115 @@
+"""``owm-outbox new``: writes a small, complete package with a plugin of one's own that passes its tests at once."""
+
+from __future__ import annotations
+
+import keyword
+import re
+import sys
+from pathlib import Path
+
+import click
+
+from owm_outbox.errors import ConfigurationError
+
+__all__ = ["new"]
+
+_LONGEST = 30
+_SUMMARIES = {
+    "sink": "A sink for owm_outbox: one line a task in a file, each task once.",
+    "outbox": "An outbox for owm_outbox: tasks in one JSON file that is replaced whole by each write.",
+    "job": "A job for owm_outbox: numbered messages, page by page.",
+}
+_GROUPS = {"sink": "sinks", "outbox": "outboxes", "job": "jobs"}
+
+
+@click.command("new")
+@click.argument("kind", type=click.Choice(list(_SUMMARIES)))
+@click.argument("name")
+@click.pass_context
+def new(ctx: click.Context, /, *, kind: str, name: str) -> None:
+    """Write a package with a sink, an outbox or a job of your own into the folder NAME.
+
+    It is complete: setup.cfg with the entry point, one class, its contract test, README.md and tox.ini. Install it with
+    pip, and its tests pass; then make the class yours.
+    """
+    if problem := _problem_with(kind, name):
+        raise click.BadParameter(problem, ctx, param_hint="NAME")
+    folder = Path(name)
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        raise ConfigurationError(
+            f"{name} exists here already, and is left as it is: choose another name or folder"
+        ) from None
+    except OSError as error:
+        raise ConfigurationError(f"cannot make the folder {folder.absolute()} ({error.strerror})") from error
+    try:
+        for path, text in _files(kind, name).items():
+            (folder / path).parent.mkdir(exist_ok=True)
+            (folder / path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        import shutil
+
+        shutil.rmtree(folder, ignore_errors=True)  # ours, from a moment ago: half a package helps nobody
+        raise ConfigurationError(f"cannot write into {folder.absolute()} ({error.strerror})") from error
+    click.echo(f"wrote {name}/: now cd {name}, pip install -e '.[test]', pytest")
+
+
+def _problem_with(kind: str, name: str) -> str | None:
+    """Say why a plugin cannot have this name."""
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or len(name) > _LONGEST:
+        return (
+            f"{name!r} is no name for a plugin: give up to {_LONGEST} small letters, digits and single hyphens, "
+            "a letter first, as in carrier-pigeon."
+        )
+    module = _module(name)
+    if keyword.iskeyword(module) or module in sys.stdlib_module_names:
+        return f"{name!r} means something in Python: choose another name."
+
+    import importlib.metadata
+    import importlib.util
+
+    group = f"owm_outbox.{_GROUPS[kind]}"
+    if importlib.metadata.entry_points(group=group, name=name):
+        return f"{kind} {name!r} is installed already, see owm-outbox plugins: choose another name, or uninstall it."
+    installed = {_module(found.name.lower()) for found in importlib.metadata.distributions() if found.name}
+    if module in installed or importlib.util.find_spec(module) is not None:
+        return f"a package {name!r} is installed already: choose another name, or uninstall it."
+    return None
+
+
+def _module(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _files(kind: str, name: str) -> dict[str, str]:
+    """Return the package's files, by path in its folder."""
+    from importlib.resources import files
+    from string import Template
+
+    module = _module(name)
+    stem = "".join(part.capitalize() for part in name.split("-"))
+    values = {
+        "name": name,
+        "module": module,
+        "cls": (stem.removesuffix(kind.capitalize()) or stem) + kind.capitalize(),
+        "task": f"{stem}Task",
+        "env": module.upper(),
+        "group": _GROUPS[kind],
+        "summary": _SUMMARIES[kind],
+    }
+    templates = {
+        "setup.cfg": "shared/setup.cfg",
+        "pyproject.toml": "shared/pyproject.toml",
+        "tox.ini": "shared/tox.ini",
+        ".gitignore": "shared/gitignore",
+        "README.md": f"{kind}/README.md",
+        f"{module}.py": f"{kind}/module.py",
+        "tests/conftest.py": "shared/conftest.py",
+        f"tests/test_{module}.py": f"{kind}/test.py",
+    }
+    folder = files("owm_outbox") / "templates"
+    return {
+        path: Template((folder / f"{template}.in").read_text("utf-8")).substitute(values)
+        for path, template in templates.items()
+    }

@@ -1,0 +1,420 @@
+"""What ``owm-outbox new`` writes: a package that is installed, tested and used as it stands."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+import owm_outbox
+from owm_outbox.scaffold import new
+
+from support.commands import SCRIPTS, Outcome, environment, run, start
+from support.weather import made_up, serving
+
+NAMES = {"sink": "carrier-pigeon", "outbox": "drop-box", "job": "night-fleet"}
+
+
+@dataclass(frozen=True)
+class Package:
+    """A generated package: its folder, and a folder where it is installed."""
+
+    kind: str
+    folder: Path
+    site: Path
+
+    @property
+    def name(self) -> str:
+        """What it was called."""
+        return NAMES[self.kind]
+
+    @property
+    def module(self) -> str:
+        """The stem of its module's name."""
+        return self.name.replace("-", "_")
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What makes Python find it."""
+        before = environment().get("PYTHONPATH")
+        return {"PYTHONPATH": f"{self.site}:{before}" if before else str(self.site)}
+
+    def run(self, command: str, *args: str, cwd: Path, **env: str) -> Outcome:
+        """Run one of our commands where it is installed."""
+        return run(command, *args, cwd=cwd, env={**self.env, **env})
+
+
+def _python(*args: str, cwd: Path, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m`` and whatever follows."""
+    env = {name: value for name, value in environment(**extra).items() if not name.startswith("PYTEST_")}
+    return subprocess.run([sys.executable, "-m", *args], cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
+    """Write a package of each kind with ``owm-outbox new``, and install them with pip."""
+    folder = tmp_path_factory.mktemp("packages")
+    for kind, name in NAMES.items():
+        outcome = run("owm-outbox", "new", kind, name, cwd=folder)
+        assert (outcome.code, outcome.err) == (0, ""), outcome.err
+        assert name in outcome.out
+    done = _python(
+        *("pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-build-isolation"),
+        *("--no-deps", "--target", "site", *(f"./{name}" for name in NAMES.values())),
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    return {kind: Package(kind, folder / name, folder / "site") for kind, name in NAMES.items()}
+
+
+@pytest.fixture(params=NAMES)
+def package(request: pytest.FixtureRequest, packages: dict[str, Package]) -> Package:
+    """Give a package of each kind."""
+    return packages[request.param]
+
+
+@pytest.fixture
+def sink(packages: dict[str, Package]) -> Package:
+    """Give the package with a sink."""
+    return packages["sink"]
+
+
+@pytest.fixture
+def outbox(packages: dict[str, Package]) -> Package:
+    """Give the package with an outbox."""
+    return packages["outbox"]
+
+
+@pytest.fixture
+def job(packages: dict[str, Package]) -> Package:
+    """Give the package with a job."""
+    return packages["job"]
+
+
+# -- all kinds
+
+
+def test_it_is_complete(package: Package) -> None:
+    """Nothing is left to fill in, and what belongs to a package is there."""
+    files = {str(path.relative_to(package.folder)) for path in package.folder.rglob("*") if path.is_file()}
+    written = {
+        *(".gitignore", "README.md", "pyproject.toml", "setup.cfg", "tox.ini", f"{package.module}.py"),
+        *("tests/conftest.py", f"tests/test_{package.module}.py"),
+    }
+    assert written <= files
+    for name in written:
+        assert "$" not in (package.folder / name).read_text("utf-8")
+    assert package.name in (package.folder / "README.md").read_text("utf-8")
+
+
+def test_its_own_tests_pass(package: Package) -> None:
+    """Installed, it passes its tests at once, and skips none but for a bound that it does not have."""
+    done = _python("pytest", "-q", "-rs", "-p", "no:cacheprovider", cwd=package.folder, **package.env)
+    assert done.returncode == 0, done.stdout[-3000:]
+    skips = [line for line in done.stdout.splitlines() if line.startswith("SKIPPED")]
+    assert all("bounded=False" in line for line in skips)
+    assert bool(skips) is (package.kind == "sink")
+
+
+def test_it_is_tidy(package: Package) -> None:
+    """Ruff, as its tox.ini runs it, has nothing to say."""
+    for args in (("check",), ("format", "--check")):
+        done = _python("ruff", *args, "--no-cache", ".", cwd=package.folder)
+        assert done.returncode == 0, done.stdout
+
+
+def test_it_is_typed(packages: dict[str, Package], tmp_path: Path) -> None:
+    """``mypy --strict``, as its tox.ini runs it, has nothing to say."""
+    root = Path(owm_outbox.__file__).parents[1]  # a checkout that is installed as editable is not found by mypy itself
+    path = {} if root.name == "site-packages" else {"MYPYPATH": str(root)}
+    done = _python(
+        *("mypy", "--strict", "--cache-dir", "cache"),
+        *(str(package.folder / f"{package.module}.py") for package in packages.values()),
+        *(str(package.folder / "tests" / f"test_{package.module}.py") for package in packages.values()),
+        cwd=tmp_path,
+        **path,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_it_is_listed(package: Package, tmp_path: Path) -> None:
+    """``owm-outbox plugins`` shows it with what it does, and finds nothing wrong with it."""
+    outcome = package.run("owm-outbox", "plugins", "--json", cwd=tmp_path)
+    assert (outcome.code, outcome.err) == (0, "")
+    (plugin,) = (found for found in map(json.loads, outcome.out.splitlines()) if found["name"] == package.name)
+    assert plugin.pop("summary").endswith(".")
+    origin = f"{package.name} 0.1.0"
+    assert plugin == {"kind": package.kind, "name": package.name, "distribution": origin, "problem": None}
+
+
+@pytest.mark.parametrize("kind", ["sink", "outbox"])
+def test_a_live_one_can_be_checked(kind: str, packages: dict[str, Package], tmp_path: Path) -> None:
+    """``owm-outbox check`` runs the contract beside the place that a URL names, and leaves nothing there."""
+    outcome = packages[kind].run("owm-outbox", "check", kind, f"{NAMES[kind]}:{tmp_path}/tasks", cwd=tmp_path)
+    assert (outcome.code, outcome.err) == (0, ""), outcome.out
+    assert "  ok    it can be closed twice\n" in outcome.out
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- a sink
+
+
+def _producer(folder: Path, url: str, *args: str) -> tuple[str, ...]:
+    return ("owm-producer", "--api-url", url, "--outbox", f"sqlite:///{folder}/tasks.db", *args)
+
+
+def _cities(path: Path) -> list[int]:
+    return [json.loads(line)["city_id"] for line in path.read_bytes().splitlines()]
+
+
+def test_the_producer_uses_the_sink(sink: Package, tmp_path: Path) -> None:
+    """``owm-producer --sink carrier-pigeon:…`` puts every city there, and says that it did."""
+    with serving(made_up(250)) as api:
+        outcome = sink.run(
+            *_producer(tmp_path, api.url, "--sink", f"{sink.name}:{tmp_path}/lines", "--json"), cwd=tmp_path
+        )
+    assert (outcome.code, outcome.err) == (0, "")
+    assert (outcome.report["complete"], outcome.report["delivered"]) == (True, 250)
+    assert _cities(tmp_path / "lines") == list(range(1, 251))
+
+
+def test_a_producer_that_is_killed_adds_nothing_twice_to_the_sink(sink: Package, tmp_path: Path) -> None:
+    """Killed with SIGKILL as soon as something was written, over and over, it ends with every city there once."""
+    lines = tmp_path / "lines"
+    lines.touch()
+    kills = 0
+    with serving(made_up(3000)) as api:
+        command = _producer(tmp_path, api.url, "--sink", f"{sink.name}:{lines}", "--batch-size", "10")
+        while kills < 4:
+            before = lines.stat().st_size
+            process = start(*command, cwd=tmp_path, env=sink.env)
+            while lines.stat().st_size == before and process.poll() is None:
+                threading.Event().wait(0.001)
+            process.kill()
+            process.communicate()
+            kills += process.returncode == -signal.SIGKILL
+        outcome = sink.run(*command, cwd=tmp_path)
+    assert (outcome.code, outcome.err) == (0, "")
+    found = _cities(lines)
+    assert found[-3000:] == list(range(1, 3001))
+    assert len(found) % 3000 == 0  # a run that was complete before its kill is followed by a whole new one
+
+
+# -- an outbox
+
+
+def test_the_producer_uses_the_outbox(outbox: Package, tmp_path: Path) -> None:
+    """What a sink that is down did not take is in ``--outbox drop-box:…``, and drained from there later."""
+    url = f"{outbox.name}:{tmp_path}/tasks.json"
+    with serving(made_up(250)) as api:
+        outcome = outbox.run(
+            *("owm-producer", "--api-url", api.url, "--outbox", url, "--json"),
+            *("--sink", "redis://127.0.0.1:1/0?retries=0"),
+            cwd=tmp_path,
+        )
+    assert outcome.code == 75
+    assert (outcome.report["extracted"], outcome.report["pending"]) == (250, 250)
+    status = outbox.run("owm-outbox", "status", "--outbox", url, "--json", cwd=tmp_path)
+    assert json.loads(status.out)["pending"] == 250
+    drained = outbox.run("owm-outbox", "drain", "--outbox", url, "--sink", "jsonl:lines", cwd=tmp_path)
+    assert (drained.code, drained.err) == (0, "")
+    assert _cities(tmp_path / "lines") == list(range(1, 251))
+    status = outbox.run("owm-outbox", "status", "--outbox", url, "--json", cwd=tmp_path)
+    assert json.loads(status.out)["pending"] == 0
+
+
+def test_a_whole_run_leaves_the_outbox_empty(outbox: Package, tmp_path: Path) -> None:
+    """A complete run over it is reported as with any other outbox, and its records are cleared."""
+    with serving(made_up(250)) as api:
+        outcome = outbox.run(
+            *("owm-producer", "--api-url", api.url, "--outbox", f"{outbox.name}:tasks.json", "--sink", "jsonl:lines"),
+            cwd=tmp_path,
+        )
+    assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
+    assert _cities(tmp_path / "lines") == list(range(1, 251))
+    assert json.loads((tmp_path / "tasks.json").read_bytes())["rows"] == []
+
+
+# -- a job
+
+
+def test_the_job_has_its_options_in_the_help(job: Package, tmp_path: Path) -> None:
+    """``owm-outbox run night-fleet --help`` shows its options with meaning, variable, default and bounds."""
+    outcome = job.run("owm-outbox", "run", job.name, "--help", cwd=tmp_path)
+    assert (outcome.code, outcome.err) == (0, "")
+    text = " ".join(outcome.out.split())
+    for words in (
+        "--count INTEGER RANGE How many tasks to make. [env var: NIGHT_FLEET_COUNT; default: 25; 0<=x<=1000000]",
+        "--message TEXT What each of them says. [env var: NIGHT_FLEET_MESSAGE; default: hello]",
+        "[env var: NIGHT_FLEET_OUTBOX; default:",
+    ):
+        assert words in text
+
+
+def test_the_job_runs_twice(job: Package, tmp_path: Path) -> None:
+    """Each call is a run of its own, with the options of its flags and its environment."""
+    args = ("run", job.name, "--outbox", "sqlite:///tasks.db", "--sink", "jsonl:lines")
+    first = job.run("owm-outbox", *args, "--count", "12", "--json", cwd=tmp_path)
+    second = job.run("owm-outbox", *args, "--json", cwd=tmp_path, NIGHT_FLEET_COUNT="3", NIGHT_FLEET_MESSAGE="hi")
+    assert [(done.code, done.err) for done in (first, second)] == [(0, ""), (0, "")]
+    assert first.report["run_id"] != second.report["run_id"]
+    tasks = [json.loads(line) for line in (tmp_path / "lines").read_bytes().splitlines()]
+    assert [(task["number"], task["message"]) for task in tasks] == [
+        *((number, "hello") for number in range(12)),
+        *((number, "hi") for number in range(3)),
+    ]
+
+
+def test_the_job_goes_on_after_an_interruption(job: Package, tmp_path: Path) -> None:
+    """Stopped with SIGTERM while its output is stuck, the next call resumes the run, and all its tasks have come."""
+    args = ("run", job.name, "--count", "3000", "--outbox", "sqlite:///tasks.db", "--batch-size", "1000")
+    process = start("owm-outbox", *args, "--sink", "jsonl:-", cwd=tmp_path, env=job.env)
+    assert process.stdout is not None
+    first = process.stdout.readline()  # from here on nobody reads, and a pipe holds less than 1000 tasks
+    process.send_signal(signal.SIGTERM)
+    came = [json.loads(line) for line in [first, *process.stdout] if line.endswith(b"}\n")]
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    outcome = job.run("owm-outbox", *args, "--sink", "jsonl:lines", "--json", cwd=tmp_path)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert (outcome.report["resumed"], outcome.report["complete"], outcome.report["extracted"]) == (True, True, 3000)
+    came += [json.loads(line) for line in (tmp_path / "lines").read_bytes().splitlines()]
+    assert {task["number"] for task in came} == set(range(3000))
+    assert len({task["task_id"] for task in came}) == 3000, "a task that came twice kept its id"
+
+
+# -- names, and what is refused
+
+
+@pytest.fixture
+def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Give a function that calls the command in a folder of its own, without a process: that would take its time."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *args: CliRunner().invoke(new, args, standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Carrier-Pigeon", "small letters"),
+        ("carrier_pigeon", "small letters"),
+        ("carrier--pigeon", "small letters"),
+        ("carrier pigeon", "small letters"),
+        ("pigeon-", "small letters"),
+        ("3-pigeons", "a letter first"),
+        ("täubchen", "small letters"),
+        ("../pigeon", "small letters"),
+        ("/pigeon", "small letters"),
+        ("", "small letters"),
+        ("pigeon\n", "small letters"),
+        ("pigeon" * 6, "up to 30"),
+        ("class", "means something in Python"),
+        ("json", "means something in Python"),
+        ("requests", "installed already"),
+        ("jsonl", "sink 'jsonl' is installed already"),
+        ("owm-outbox", "installed already"),
+        ("python-json-logger", "installed already"),
+    ],
+)
+def test_a_name_that_would_not_work_is_refused(
+    name: str, words: str, invoke: Callable[..., Result], tmp_path: Path
+) -> None:
+    """What no URL, module or package can be called, or what is taken, is wrong usage that says why."""
+    result = invoke("sink", name)
+    assert isinstance(result.exception, click.BadParameter)
+    assert words in result.exception.message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("sink", "No-Name"), "'No-Name' small letters --help"),
+        (("source", "pigeon"), "'source' 'sink' 'outbox' 'job' --help"),
+        (("sink",), "NAME --help"),
+        (("job", "owm"), "'owm' installed already"),
+    ],
+)
+def test_wrong_usage_is_one_line(args: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    """An unknown kind, a name that is bad or lacks: the command ends with 64 and a line that says what to do."""
+    outcome = run("owm-outbox", "new", *args, cwd=tmp_path)
+    assert (outcome.code, outcome.out) == (64, "")
+    for word in words.split():
+        assert word in outcome.line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_installed_name_is_not_given_twice(sink: Package, tmp_path: Path) -> None:
+    """Once it is installed, its name is taken, for its own kind and for others."""
+    for kind in NAMES:
+        outcome = sink.run("owm-outbox", "new", kind, sink.name, cwd=tmp_path)
+        assert (outcome.code, outcome.out) == (64, "")
+        assert f"{sink.name!r} is installed already" in outcome.line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["folder", "file", "dangling link"])
+def test_what_exists_is_left_alone(what: str, tmp_path: Path) -> None:
+    """Nothing is written over or into what has that name already, be it a file, a folder or a link."""
+    target = tmp_path / "pigeon-post"
+    if what == "folder":
+        target.mkdir()
+        (target / "mine").write_text("mine")
+    elif what == "file":
+        target.write_text("mine")
+    else:
+        target.symlink_to(tmp_path / "nowhere")
+
+    def snapshot() -> Iterator[tuple[str, str]]:
+        for path in sorted(tmp_path.rglob("*")):
+            yield str(path), path.read_text() if path.is_file() else str(path.is_symlink())
+
+    before = list(snapshot())
+    outcome = run("owm-outbox", "new", "job", "pigeon-post", cwd=tmp_path)
+    assert (outcome.code, outcome.out) == (78, "")
+    assert "pigeon-post exists here already" in outcome.line
+    assert list(snapshot()) == before
+
+
+def test_a_full_disk_leaves_no_half_package(tmp_path: Path) -> None:
+    """If not all of it can be written, none of it stays, and one line says why."""
+    script = f"ulimit -f 8; exec {SCRIPTS / 'owm-outbox'} new outbox pigeon-post"
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr.count("\n") == 1
+    assert os.strerror(errno.EFBIG) in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "cls"),
+    [
+        ("sink", "x", "XSink"),
+        ("sink", "pigeon-sink", "PigeonSink"),
+        ("sink", "sink", "SinkSink"),
+        ("job", "s3", "S3Job"),
+    ],
+)
+def test_a_class_is_called_after_its_package(
+    kind: str, name: str, cls: str, invoke: Callable[..., Result], tmp_path: Path
+) -> None:
+    """Whatever the name, the class has one that reads well and is no other's."""
+    assert invoke(kind, name).exception is None
+    module = name.replace("-", "_")
+    assert f"{name} = {module}:{cls}\n" in (tmp_path / name / "setup.cfg").read_text("utf-8")
+    code = (tmp_path / name / f"{module}.py").read_text("utf-8")
+    compile(code, f"{module}.py", "exec")
+    assert f'__all__ = ["{cls}"' in code
