@@ -37,6 +37,7 @@ __all__ = ["OutboxRelay"]
 log = logging.getLogger("owm_outbox.relay")
 
 _ACKNOWLEDGE_EVERY = 16  # batches; a sink that holds the position makes each more often needless
+_PARTIAL_AFTER = 1.0  # seconds; where pages come slowly, a batch need not be full
 _BATCH_BYTES = 8 * 2**20  # of payload; keeps a batch of large tasks within memory and what a sink takes at once
 
 
@@ -165,7 +166,7 @@ class OutboxRelay:
 
     def _extract(self, job: Job[Any], run: Run) -> None:
         """Store all pages of the run, and deliver on the way while the sink is up."""
-        unsent = 0
+        unsent, sent_at = 0, self._clock()
         pages = job.pages(run)
         try:
             while True:
@@ -185,9 +186,10 @@ class OutboxRelay:
                 self._missing = page.missing
                 self._tell("page_stored", run, page, new)
                 unsent += new
-                if unsent >= self._batch_size:
-                    self._deliver_what_fits(only_full_batches=True)
-                    unsent %= self._batch_size
+                slow = self._clock() - sent_at >= _PARTIAL_AFTER
+                if unsent >= self._batch_size or slow:
+                    self._deliver_what_fits(only_full_batches=not slow)
+                    unsent, sent_at = unsent % self._batch_size, self._clock()
         finally:
             close = getattr(pages, "close", None)  # an iterator need not be a generator
             if close is not None:

@@ -468,10 +468,14 @@ class SinkContract:
         raise NotImplementedError("give your subclass a fixture named interrupt, see owm_outbox.testing")
 
     @pytest.fixture
-    def trouble(self, request: pytest.FixtureRequest) -> Callable[[], AbstractContextManager[object]]:
-        """Give ``interrupt`` to the tests, if the backend can be interrupted."""
+    def _interruptible(self) -> None:
         self.capabilities.need("interruptible")
-        interrupt: Callable[[], AbstractContextManager[object]] = request.getfixturevalue("interrupt")
+
+    @pytest.fixture
+    def trouble(
+        self, _interruptible: None, interrupt: Callable[[], AbstractContextManager[object]]
+    ) -> Callable[[], AbstractContextManager[object]]:
+        """Give ``interrupt`` to the tests, if the backend can be interrupted."""
         return interrupt
 
     def test_a_send_that_fails_says_so(

@@ -1,7 +1,7 @@
 """Benchmark, part 1: how fast pages come, beside the ideal and a plain loop. Run with ``tox -e bench``.
 
 The service answers from ready-made bodies, in a process of its own, after the given latency. Ideal is concurrency ÷
-latency. The plain loop is what one writes first: one ``requests.Session``, ``.json()``, a list of dicts with a UUID each.
+latency. The plain loop is what one writes first: one ``requests.Session``, ``.json()``, a dict with a UUID each.
 PagedApi does more in the same time: it checks every record, retries, keeps order and a checkpoint.
 """
 

@@ -143,6 +143,30 @@ def test_the_first_page_may_be_the_bad_one(outbox: Outbox, service: Misbehaving,
     assert ids_in(out) == ALL
 
 
+def test_pages_may_count_from_1(service: Misbehaving, out: Path) -> None:
+    """With --first-page 1 the pages from 1 on are asked for, as many as the total says, and no other."""
+    service.first_page = 1
+    service.misbehave(status(500), 3)
+    ending = produce(service, MemoryOutbox(), out, first_page=1)
+    assert (ending.code, ending.report.missing) == (75, [3])
+    assert set(service.pages) == {1, 2, 3}
+    assert ids_in(out) == ALL[:200]
+
+
+def test_an_api_that_gives_less_a_page_has_more_of_them(outbox: Outbox, service: Misbehaving, out: Path) -> None:
+    """If the API says that it gives 40 a page, the pages are as many; this holds for the next call, too."""
+    service.most = 40
+    service.misbehave(status(500), 5)
+    ending = produce(service, outbox, out)
+    assert (ending.code, ending.report.missing) == (75, [5])
+    assert set(service.pages) == set(range(7))
+    service.heal()
+    service.requests.clear()
+    assert produce(service, outbox, out).code == 0
+    assert service.pages == [5]
+    assert ids_in(out) == ALL
+
+
 # -- bad answers
 
 DEEP = b"[" * 100_000
@@ -215,7 +239,7 @@ _LATE = {"no answer", "a header that trickles", "a body that trickles", "a heade
 
 
 def _options(kind: str) -> dict[str, Any]:
-    return {"request_timeout": 0.15} if kind in _LATE else {}
+    return {"request_timeout": 0.1} if kind in _LATE else {}
 
 
 @pytest.fixture
@@ -561,7 +585,7 @@ def test_a_city_hidden_in_every_pass_is_not_lost_without_a_word(out: Path, caplo
 def test_a_total_that_is_never_reached_is_said_with_both_figures(
     outbox: Outbox, service: Misbehaving, out: Path
 ) -> None:
-    """If fewer cities come than promised, all pages are read again; then it is 75, and the next call reads them anew."""
+    """If fewer cities come than promised, all pages are read again; then 75, and the next call reads them anew."""
     service.total = 251
     ending = produce(service, outbox, out)
     assert ending.code == 75
@@ -769,20 +793,53 @@ def test_what_bare_arrays_gave_is_kept_when_the_api_goes_away(
     assert ids_in(out) == list(range(1, 451))
 
 
+@pytest.mark.parametrize("shuffled", [False, True], ids=["same order", "any order"])
 @pytest.mark.parametrize("count", [100, 250])
-def test_an_api_that_ignores_the_page_number_is_not_read_for_ever(count: int, out: Path) -> None:
-    """An API that gives the same array whatever the page is soon seen through; each city comes once."""
+def test_an_api_that_ignores_the_page_number_is_not_read_for_ever(count: int, shuffled: bool, out: Path) -> None:
+    """An API that gives the same cities whatever the page is seen through before long; each city comes once."""
+    random = Random(7)  # noqa: S311 - no secret
     with misbehaving(made_up(count), bare=True) as service:
 
         def everything(exchange: Exchange) -> None:
-            enough = len(service.requests) > 100  # a reader that goes on for ever comes to an end here
-            exchange.send(200, b"[" + b",".join([] if enough else service.records) + b"]")
+            records = random.sample(service.records, count) if shuffled else service.records
+            enough = len(service.requests) > 300  # a reader that goes on for ever comes to an end here
+            exchange.send(200, b"[" + b",".join([] if enough else records) + b"]")
 
         service.misbehave(everything)
         ending = produce(service, MemoryOutbox(), out)
-        assert len(service.requests) < 50
+        assert len(service.requests) < 100
     assert ending.code in (0, 75)
     assert ids_in(out) == list(range(1, count + 1))
+
+
+@pytest.mark.parametrize("content", [b'[{"detail":"maintenance"}]', b"[null]", b"[[]]"])
+def test_an_api_that_gives_no_city_is_not_read_for_ever(content: bytes, outbox: Outbox, out: Path) -> None:
+    """An API that answers each page with an array of something else is seen through, and that is one dead letter."""
+    with misbehaving([], bare=True) as service:
+        service.misbehave(
+            lambda exchange: exchange.send(200, content if len(service.requests) < 300 else b"[]")  # as above
+        )
+        ending = produce(service, outbox, out)
+        assert len(service.requests) < 100
+    assert ending.code in (65, 75)
+    assert (ending.report.rejected, ending.report.extracted) == (1, 0)
+
+
+def test_a_total_that_runs_away_is_not_followed_for_ever(out: Path) -> None:
+    """An API that ignores the page number and promises more with each page is seen through; the code is 75."""
+    with misbehaving(made_up(100)) as service:
+
+        def more(exchange: Exchange) -> None:
+            asked = len(service.requests)
+            total = 100 * asked + 150 if asked < 300 else 100  # as above
+            array = b"[" + b",".join(service.records) + b"]"
+            exchange.send(200, envelope(array, total=str(total)))
+
+        service.misbehave(more)
+        ending = produce(service, MemoryOutbox(), out)
+        assert len(service.requests) < 100
+    assert ending.code == 75
+    assert ids_in(out) == ALL[:100]
 
 
 def test_an_api_with_a_total_may_ignore_the_page_number_too(out: Path) -> None:

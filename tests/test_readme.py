@@ -74,3 +74,13 @@ def test_every_exit_code_is_documented() -> None:
 
     documented = set(re.findall(r"\b(0|6\d|7\d|1[34]\d)\b", re.search(r"\| exit code.*?\n\n", README, re.DOTALL)[0]))
     assert documented == set(re.findall(r"\b(0|6\d|7\d|1[34]\d)\b", EXIT_CODES))
+
+
+def test_each_promise_names_tests_that_exist() -> None:
+    """Every row of the guarantees links to the tests that hold it."""
+    rows = re.search(r"\| promise .*?\n\n", README, re.DOTALL)[0].strip().splitlines()[2:]
+    for row in rows:
+        links = re.findall(r"\[`(\w+)`\]\(([\w/.]+)\)", row.rpartition(" | ")[2])
+        assert links, row
+        for name, path in links:
+            assert f"def {name}(" in (ROOT / path).read_text("utf-8"), name

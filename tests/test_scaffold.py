@@ -131,7 +131,7 @@ def test_it_is_tidy(package: Package) -> None:
     """Ruff, as its tox.ini runs it, has nothing to say."""
     for args in (("check",), ("format", "--check")):
         done = _python("ruff", *args, "--no-cache", ".", cwd=package.folder)
-        assert done.returncode == 0, done.stdout
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_it_is_typed(packages: dict[str, Package], tmp_path: Path) -> None:

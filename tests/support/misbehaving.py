@@ -113,6 +113,8 @@ class Misbehaving(ThreadingHTTPServer):
         self.records = [record(city.city_id, city.latitude_deg, city.longitude_deg) for city in cities]
         self.bare = bare
         self.total: int | None = None  # instead of the true one
+        self.first_page = 0
+        self.most = sys.maxsize  # cities a page, whatever is asked for
         self.changing: Callable[[Request], None] | None = None  # called after each good body is made
         self.requests: list[Request] = []
         self.most_at_once = 0
@@ -182,12 +184,13 @@ class Misbehaving(ThreadingHTTPServer):
     def body(self, request: Request) -> bytes:
         """Make the good body for a request."""
         with self._changed:
-            first = (request.page or 0) * request.limit
-            array = b"[" + b",".join(self.records[first : first + request.limit]) + b"]"
+            limit = min(request.limit, self.most)
+            first = ((request.page or 0) - self.first_page) * limit
+            array = b"[" + b",".join(self.records[first : first + limit]) + b"]"
             total = len(self.records) if self.total is None else self.total
             if self.changing is not None:
                 self.changing(request)
-        return array if self.bare else envelope(array, total=str(total), limit=str(request.limit))
+        return array if self.bare else envelope(array, total=str(total), limit=str(limit))
 
     @contextlib.contextmanager
     def holding(self, connection: socket.socket) -> Iterator[socket.socket]:
@@ -377,12 +380,12 @@ def slow(seconds: float, then: Reply = good) -> Reply:
     return reply
 
 
-def together(number: int) -> Reply:
-    """Answer well, but only once so many requests were being answered at once."""
+def together(number: int, then: Reply = good) -> Reply:
+    """Reply only once so many requests were being answered at once."""
 
     def reply(exchange: Exchange) -> None:
         exchange.service.wait_for(lambda service: service.most_at_once >= number)
-        good(exchange)
+        then(exchange)
 
     return reply
 
@@ -410,7 +413,7 @@ def produce(api: str | Misbehaving, outbox: Outbox, path: Path, **options: Any) 
     """
     url = api if isinstance(api, str) else api.url
     resume_within = options.pop("resume_within", RESUME_WITHIN)
-    job = OwmJob(OwmJob.Options(**{"api_url": url, "retry_wait": 0.005, "request_timeout": 5.0} | options))
+    job = OwmJob(OwmJob.Options(**{"api_url": url, "retry_wait": 0.001, "request_timeout": 5.0} | options))
     try:
         report = OutboxRelay(outbox, JsonLinesSink(path)).run(job, resume_within=resume_within)
     except OutboxError as error:
