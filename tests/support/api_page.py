@@ -51,10 +51,11 @@ def _lines(name: str, thing: object) -> list[str]:
 
 def page() -> str:
     """Return the page."""
-    parts = [HEAD]
-    for module in (owm_outbox, plugins, paging_types, paging, testing):
-        parts.append(f"## {module.__name__}\n\n{_first_line(module)}\n\n" + "\n".join(_entries(module)) + "\n")
-    return "\n".join(parts)
+    modules = (owm_outbox, plugins, paging_types, paging, testing)
+    chapters = [
+        f"## {module.__name__}\n\n{_first_line(module)}\n\n" + "\n".join(_entries(module)) for module in modules
+    ]
+    return "\n\n".join([HEAD.strip(), *chapters]) + "\n"
 
 
 if __name__ == "__main__":
