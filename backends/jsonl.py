@@ -43,6 +43,7 @@ class JsonLinesSink(Sink):
     @contextmanager
     def scratch(cls, url: URL) -> Iterator[Place]:
         """Give a file beside the real one; for stdout, in the folder for temporary files."""
+        cls.from_url(url)  # refuses what is wrong with it
         folder = None if url.path == "-" else Path(url.path).absolute().parent
         with TemporaryDirectory(prefix="check-", dir=folder) as scratch:
             path = Path(scratch) / "tasks.jsonl"

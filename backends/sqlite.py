@@ -155,7 +155,11 @@ class SqliteOutbox(Outbox, DeadLetterStore):
     @contextmanager
     def scratch(cls, url: URL) -> Iterator[Callable[[], Outbox]]:
         """Give a file in a folder of its own beside the real one."""
-        with TemporaryDirectory(prefix="check-", dir=_path_of(url).absolute().parent) as folder:
+        _options_of(url)  # refuses what is wrong with them
+        beside = _path_of(url).absolute().parent
+        if not beside.is_dir():
+            raise OutboxUnusable(f"cannot create an outbox in {beside}, which is no folder: name another path")
+        with TemporaryDirectory(prefix="check-", dir=beside) as folder:
             yield lambda: cls(Path(folder) / "tasks.db")
 
     def _open(self, *, shared: bool) -> str:
@@ -549,6 +553,10 @@ class _SqliteNotes(Notes):
     def set(self, name: str, value: bytes) -> None:
         with self._outbox._transaction() as conn:
             conn.execute("INSERT OR REPLACE INTO outbox_notes (name, value) VALUES (?, ?)", (name, value))
+
+
+def _options_of(url: URL) -> dict[str, Any]:
+    return url.options(timeout=Annotated[float, msgspec.Meta(ge=0, le=600)], shared=bool)
 
 
 def _path_of(url: URL) -> Path:

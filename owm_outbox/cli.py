@@ -504,7 +504,9 @@ def check(*, kind: str, url: str) -> tuple[int, str]:
     )
     if done.returncode == 0:
         return 0, ""
-    return BUG, f"{parsed}: this {kind} does not keep its contract"
+    if done.returncode == 75:
+        return 75, "whatever read our output is gone"
+    return BUG, f"this {kind} does not keep its contract: {parsed}"
 
 
 @cli.command("status", cls=_StoreCommand)

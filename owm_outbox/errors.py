@@ -104,7 +104,9 @@ class EntriesRejected(OutboxError):
     """
 
     def __init__(self, reasons: Mapping[int, str]) -> None:
-        super().__init__(f"the sink refuses {len(reasons)} entries for good: {next(iter(reasons.values()))}")
+        super().__init__(
+            f"the sink refuses {len(reasons)} entries for good: {next(iter(reasons.values()), 'no entry was named')}"
+        )
         self.reasons = dict(reasons)
 
 

@@ -45,12 +45,21 @@ class TestOutbox(OutboxContract):
         """Give the outbox's own scratch place."""
         cls = outbox_class(_url.scheme)
         with cls.scratch(_url) as open_outbox:
-            self.__class__.capabilities = Capabilities(dead_letters=issubclass(cls, DeadLetterStore))
+            with open_outbox() as first, open_outbox() as second:
+                durable = first is not second
+            self.__class__.capabilities = Capabilities(durable=durable, dead_letters=issubclass(cls, DeadLetterStore))
             yield open_outbox
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Print one line a promise; for a broken one also what pytest saw."""
+    try:
+        _print(report)
+    except BrokenPipeError:
+        pytest.exit("whatever read our output is gone", returncode=75)
+
+
+def _print(report: pytest.TestReport) -> None:
     promise = report.nodeid.rpartition("::")[2].removeprefix("test_").replace("_", " ")
     if report.skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""

@@ -382,9 +382,11 @@ def slow(seconds: float, then: Reply = good) -> Reply:
 
 def together(number: int, then: Reply = good) -> Reply:
     """Reply only once so many requests were being answered at once."""
+    reached = threading.Event()
 
     def reply(exchange: Exchange) -> None:
-        exchange.service.wait_for(lambda service: service.most_at_once >= number)
+        exchange.service.wait_for(lambda service: reached.is_set() or service.most_at_once >= number)
+        reached.set()
         then(exchange)
 
     return reply
