@@ -89,7 +89,7 @@ class Prefetch(Generic[R]):
                 return
             call = ahead.popleft()
             with self._changed:
-                while call.outcome is None:
+                while not call.done:
                     self._changed.wait()
             yield call.number, call.outcome
             done += 1
@@ -102,7 +102,7 @@ class Prefetch(Generic[R]):
         while (call := self._todo.get()) is not None and not self._closed:
             outcome = self._outcome(call.number)
             with self._changed:
-                call.outcome = outcome
+                call.outcome, call.done = outcome, True
                 self._changed.notify_all()
 
     def _outcome(self, number: int) -> R | Exception:
@@ -117,7 +117,8 @@ class _Call(Generic[R]):
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.outcome: R | Exception | None = None
+        self.done = False
+        self.outcome: R | Exception  # once it is done
 
 
 class _Numbers:

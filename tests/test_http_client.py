@@ -392,7 +392,7 @@ def test_an_overloaded_server_gets_fewer_requests_at_once(code: int, service: Mi
             with pytest.raises(RequestFailed):
                 _get(client, service)
             service.misbehave(together(expected), page)
-            assert _many(client, service, 12, threads=8, page=page) == expected
+            assert _many(client, service, 12, threads=8, page=page) <= expected
         _many(client, service, 200, threads=8, page=10)
         service.misbehave(together(8), 11)
         assert _many(client, service, 16, threads=8, page=11) == 8

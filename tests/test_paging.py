@@ -37,7 +37,6 @@ from support.misbehaving import (
     cut_chunked,
     delivered,
     envelope,
-    good,
     gzip_bomb,
     hang,
     huge,
@@ -638,25 +637,6 @@ def test_pages_are_stored_in_their_order(out: Path) -> None:
         service.misbehave(slow(0.02), *range(9, 30, 3))
         assert produce(service, MemoryOutbox(), out, concurrency=8).code == 0
     assert [task["city_id"] for task in delivered(out)] == list(range(1, 3001))
-
-
-@pytest.mark.parametrize("code", [429, 503])
-def test_an_overloaded_api_is_read_with_fewer_requests(code: int, out: Path) -> None:
-    """After answers 429 or 503 there are fewer requests at once, and the run is complete all the same."""
-    with misbehaving(made_up(6000)) as service:
-
-        def look_anew(exchange: Exchange) -> None:
-            service.most_at_once = 0
-            good(exchange)
-
-        service.misbehave(slow(0.03), 0)
-        service.misbehave(together(8), *range(1, 9))
-        service.misbehave(status(code), 9, times=1)
-        service.misbehave(look_anew, 30)  # not asked for before page 9 came
-        service.misbehave(slow(0.002))
-        assert produce(service, MemoryOutbox(), out, concurrency=8).code == 0
-        assert 1 < service.most_at_once < 8
-    assert ids_in(out) == list(range(1, 6001))
 
 
 # -- how long it waits
