@@ -229,9 +229,10 @@ class RedisStreamSink(Sink):
                 # Perhaps by an earlier attempt of ours, which not enough copies had confirmed.
                 raise PositionConflict(self.position(batch.outbox_id) if self._waits else self._number(held))
             case [b"full", room, group, oldest]:
+                since = f"not acknowledged {_text(oldest)}" if _text(oldest) != "0-0" else "read nothing yet"
                 raise SinkFull(
-                    f"{self._where} is full (maxlen {self._maxlen}): group {_text(group)!r} has not acknowledged "
-                    f"{_text(oldest)} and what follows. Let it catch up, or see groups= and overflow= in the README",
+                    f"{self._where} is full (maxlen {self._maxlen}): group {_text(group)!r} has {since}. Let it catch "
+                    "up, or see groups= and overflow= in the README",
                     room=room,
                 )
         raise SinkUnavailable(f"{self._where} gave an answer that makes no sense: {reply!r}")

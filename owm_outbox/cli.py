@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -62,6 +63,8 @@ def producer() -> NoReturn:
 def _invoke(command: click.Command, name: str) -> NoReturn:
     """Run a command; whatever happens, end with one line and a documented exit code."""
     code, line = 0, ""
+    # Until a relay listens for it: one line and 143 also for who stops us while we still start.
+    signal.signal(signal.SIGTERM, _stop_early)
     try:
         result = command.main(prog_name=name, standalone_mode=False)
         code, line = result if isinstance(result, tuple) else (result or 0, "")
@@ -72,6 +75,8 @@ def _invoke(command: click.Command, name: str) -> NoReturn:
         code, line = _usage(error)
     except OutboxError as error:
         code, line = error.exit_code, str(error)
+    except _StoppedEarlyError:
+        code, line = 128 + signal.SIGTERM, "stopped by SIGTERM"
     except (KeyboardInterrupt, click.Abort):
         code, line = 128 + signal.SIGINT, "stopped by SIGINT"
     except (BrokenPipeError, SystemExit):  # click turns the first into the second
@@ -84,6 +89,14 @@ def _invoke(command: click.Command, name: str) -> NoReturn:
     if line:
         _say(f"{name}: {line}", code)
     sys.exit(code)
+
+
+class _StoppedEarlyError(BaseException):
+    """Raised by a signal while we still start: no Exception, or the import of a plugin would be blamed for it."""
+
+
+def _stop_early(signum: int, _: FrameType | None) -> NoReturn:
+    raise _StoppedEarlyError
 
 
 def _usage(error: click.ClickException) -> tuple[int, str]:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -383,3 +384,20 @@ def test_a_dead_letter_that_is_a_task_can_be_sent_again(tmp_path: Path) -> None:
     assert drained.out == '{"task_id":"a","weight":1}\n{"task_id":"c","weight":3}\n'
     assert run("owm-outbox", "dead", "retry", "--all", *OUTBOX, cwd=tmp_path).out == "1 will be sent again\n"
     assert run("owm-outbox", "dead", "list", *OUTBOX, cwd=tmp_path).out == ""
+
+
+def test_a_stop_while_still_starting_is_no_plugin_s_fault() -> None:
+    """SIGTERM while plugins are loaded ends with 143 and its one line, and blames nobody."""
+    code = (
+        "import os, signal, sys\n"
+        "from owm_outbox import cli, plugins\n"
+        "load = plugins.load_job\n"
+        "def stopped(name):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return load(name)\n"
+        "plugins.load_job = stopped\n"
+        "sys.argv = ['owm-producer']\n"
+        "cli.producer()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "owm-producer: stopped by SIGTERM\n")

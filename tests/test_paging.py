@@ -477,8 +477,9 @@ def test_the_command_ends_with_65(service: Misbehaving, tmp_path: Path, out: Pat
 class Changes:
     """Changes a service's list right after it answered a request, as other people's writes do.
 
-    :param plan: what to do by the number of the request, counted from 1: insert so many (or delete, if negative) at
-        an index.
+    :param plan: what to do after which good answer, counted from 1: insert so many (or delete, if negative) at an
+        index.
+    :param passes: in how many passes over all pages.
     """
 
     def __init__(self, service: Misbehaving, plan: dict[int, tuple[int, int]], *, passes: int = 99) -> None:
@@ -486,13 +487,15 @@ class Changes:
         self._next_id = 10_000
         self.stayed = set(range(1, len(service.records) + 1))
         self.made = 0
+        self._answers = 0
         service.changing = self._change
 
     def _change(self, _: Request) -> None:
         service = self._service
-        if len(service.requests) not in self._plan or service.pages.count(0) > self._passes:
+        self._answers += 1
+        if self._answers not in self._plan or service.pages.count(0) > self._passes:
             return
-        count, index = self._plan[len(service.requests)]
+        count, index = self._plan[self._answers]
         self.made += 1
         for _ in range(count):
             service.records.insert(index, record(self._next_id))
@@ -812,13 +815,13 @@ def test_a_total_that_runs_away_is_not_followed_for_ever(out: Path) -> None:
 
         def more(exchange: Exchange) -> None:
             asked = len(service.requests)
-            total = 100 * asked + 150 if asked < 300 else 100  # as above
+            total = 100 * asked + 150 if asked < 1000 else 100  # as above
             array = b"[" + b",".join(service.records) + b"]"
             exchange.send(200, envelope(array, total=str(total)))
 
         service.misbehave(more)
         ending = produce(service, MemoryOutbox(), out)
-        assert len(service.requests) < 100
+        assert len(service.requests) < 800
     assert ending.code == 75
     assert ids_in(out) == ALL[:100]
 
