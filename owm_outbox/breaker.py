@@ -37,7 +37,10 @@ class NotesStorage(pybreaker.CircuitBreakerStorage):
         self._forget = forget
         self._now = now
         saved = notes.get(name)
-        self._saved = msgspec.json.decode(saved, type=_State) if saved else _State()
+        try:
+            self._saved = msgspec.json.decode(saved, type=_State) if saved else _State()
+        except msgspec.MsgspecError:  # of another version: the count begins anew
+            self._saved = _State()
 
     def _save(self) -> None:
         self._notes.set(self.name, msgspec.json.encode(self._saved))

@@ -34,7 +34,9 @@ _MAX_WAIT = 30.0
 _MAX_RETRY_AFTER = 60.0
 _MAX_BODY = 64 * 2**20
 _TASKS_A_COMMIT = 500
+_PAGES_A_COMMIT = 20
 _SECONDS_A_COMMIT = 0.25
+_BARREN_COMMITS = 3  # in a row, of records that all came before: the API gives the same ones whatever the page
 _EMPTY_PAGES = 3  # in a row: there is nothing behind them, whatever the total says
 _MOST_MISSING = 100_000  # pages that are named one by one, so that an absurd total takes no memory
 _MORE_PASSES = 2  # the second one finds what slipped; a third, if the data moved during that one as well
@@ -53,6 +55,7 @@ class _Progress(msgspec.Struct):
     shifted: bool = False  # the total changed on the way, so a record may have slipped past
     passes: int = 0  # how often all pages were gone through again
     came: bool = False  # at least one page did
+    blank: bool = False  # the run had nothing when this began, so what comes has to be new
 
     def begin_pass(self, first_page: int) -> None:
         self.next_page, self.ended, self.shifted, self.passes = first_page, False, False, self.passes + 1
@@ -65,12 +68,16 @@ class _Group(Generic[R]):
 
     records: list[R] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
+    pages: int = 0
     since: float = field(default_factory=time.monotonic)
 
     def add(self, answer: Answer[R]) -> bool:
         """Take an answer in; return whether it is time to commit."""
         self.records += answer.records
         self.rejected += answer.rejected
+        self.pages += 1
+        if self.pages >= _PAGES_A_COMMIT:
+            return True
         return len(self.records) >= _TASKS_A_COMMIT or time.monotonic() - self.since >= _SECONDS_A_COMMIT
 
 
@@ -127,7 +134,7 @@ class PagedApi(Generic[R, T]):
         progress = self._resumed(run)
         try:
             while True:
-                yield from self._forward(progress)
+                yield from self._forward(progress, run)
                 yield from self._again(progress)
                 if not self._needs_another_pass(progress, run):
                     break
@@ -144,6 +151,7 @@ class PagedApi(Generic[R, T]):
 
     def _resumed(self, run: Run) -> _Progress:
         fresh = _Progress(without_password(self._url), self._options.api_limit, self._options.first_page)
+        fresh.blank = run.accounted == 0
         if run.checkpoint is None:
             return fresh
         try:
@@ -172,10 +180,10 @@ class PagedApi(Generic[R, T]):
         )
         return True
 
-    def _forward(self, progress: _Progress) -> Iterator[Page[T]]:
+    def _forward(self, progress: _Progress, run: Run) -> Iterator[Page[T]]:
         """Go through the pages in order up to the end; those that fail are set aside."""
         group: _Group[R] = _Group()
-        empty, last = 0, None
+        empty, barren, last = 0, 0, None
         for number, outcome in self._ahead.outcomes(self._numbers(progress)):
             if self._at_end(progress):
                 break  # the end came nearer while this page was under way
@@ -202,7 +210,14 @@ class PagedApi(Generic[R, T]):
             if empty >= (1 if outcome.total is None else _EMPTY_PAGES):
                 break
             if group.add(outcome):
+                before = run.accounted
                 yield self._page(progress, group)
+                barren = 0 if run.accounted != before or not (group.records or group.rejected) else barren + 1
+                if barren >= _BARREN_COMMITS and before and progress.blank and not progress.passes:
+                    raise ApiUnavailable(
+                        f"{without_password(self._url)} gives nothing new for page after page, up to {number}: "
+                        "it does not page, or not as we ask it to"
+                    )
                 group = _Group()
         progress.ended = True
         yield self._page(progress, group)

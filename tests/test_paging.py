@@ -497,10 +497,10 @@ class Changes:
             return
         count, index = self._plan[self._answers]
         self.made += 1
-        for _ in range(count):
+        for _new in range(count):
             service.records.insert(index, record(self._next_id))
             self._next_id += 1
-        for _ in range(min(-count, len(service.records[index:]))):
+        for _old in range(min(-count, len(service.records[index:]))):
             self.stayed.discard(json.loads(service.records.pop(index))["city_id"])
 
 
@@ -698,7 +698,7 @@ def test_retry_after_may_name_a_moment(seconds: int, most: int, service: Misbeha
 @pytest.mark.parametrize("header", [None, "0", "-1", "soon", "Wed, 21 Oct 2015 07:28:00 GMT"])
 def test_otherwise_the_wait_grows(header: str | None, service: Misbehaving) -> None:
     """Without a Retry-After that makes sense, each wait is twice the one before, with jitter."""
-    service.misbehave(status(503, **({} if header is None else {"Retry_After": header})), 1)
+    service.misbehave(status(503) if header is None else status(503, Retry_After=header), 1)
     for wait, least in zip(_waits(service), (1, 2, 4, 8), strict=True):
         assert least <= wait <= least + 1
 

@@ -55,8 +55,8 @@ class Command:
 
     def __init__(self, service: Misbehaving, folder: Path) -> None:
         self.file = folder / "tasks.db"
-        self._args = ("--outbox", f"sqlite:///{self.file}", "--sink", f"jsonl:{folder}/out", "--json")
-        self._args = ("--api-url", service.url, *self._args)
+        store = ("--outbox", f"sqlite:///{self.file}", "--sink", f"jsonl:{folder}/out")
+        self._args = ("--api-url", service.url, *store, "--json")
 
     def start(self, *args: str) -> subprocess.Popen[bytes]:
         """Start it and return at once."""

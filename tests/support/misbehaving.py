@@ -415,7 +415,8 @@ def produce(api: str | Misbehaving, outbox: Outbox, path: Path, **options: Any) 
     """
     url = api if isinstance(api, str) else api.url
     resume_within = options.pop("resume_within", RESUME_WITHIN)
-    job = OwmJob(OwmJob.Options(**{"api_url": url, "retry_wait": 0.001, "request_timeout": 5.0} | options))
+    quick: dict[str, Any] = {"api_url": url, "retry_wait": 0.001, "request_timeout": 5.0}
+    job = OwmJob(OwmJob.Options(**quick | options))
     try:
         report = OutboxRelay(outbox, JsonLinesSink(path)).run(job, resume_within=resume_within)
     except OutboxError as error:
