@@ -57,7 +57,10 @@ class _Progress(msgspec.Struct):
     came: bool = False  # at least one page did
     blank: bool = False  # the run had nothing when this began, so what comes has to be new
 
+    reach: int = 0  # the furthest that earlier passes got: up to there nothing new is no surprise
+
     def begin_pass(self, first_page: int) -> None:
+        self.reach = max(self.reach, self.next_page)
         self.next_page, self.ended, self.shifted, self.passes = first_page, False, False, self.passes + 1
         self.total = None  # what the last page said may be what was wrong
 
@@ -212,8 +215,9 @@ class PagedApi(Generic[R, T]):
             if group.add(outcome):
                 before = run.accounted
                 yield self._page(progress, group)
-                barren = 0 if run.accounted != before or not (group.records or group.rejected) else barren + 1
-                if barren >= _BARREN_COMMITS and before and progress.blank and not progress.passes:
+                repeated = run.accounted == before > 0 and bool(group.records or group.rejected)
+                barren = barren + 1 if repeated and progress.blank and number >= progress.reach else 0
+                if barren >= _BARREN_COMMITS:
                     raise ApiUnavailable(
                         f"{without_password(self._url)} gives nothing new for page after page, up to {number}: "
                         "it does not page, or not as we ask it to"

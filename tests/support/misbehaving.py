@@ -233,7 +233,7 @@ class _Handler(BaseHTTPRequestHandler):
 def misbehaving(cities: Sequence[City], *, bare: bool = False) -> Iterator[Misbehaving]:
     """Serve these cities for the length of a block; fails if the server itself had an error."""
     service = Misbehaving(cities, bare=bare)
-    threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.005}, daemon=True).start()
     try:
         yield service
     finally:
