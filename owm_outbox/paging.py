@@ -186,7 +186,7 @@ class PagedApi(Generic[R, T]):
     def _forward(self, progress: _Progress, run: Run) -> Iterator[Page[T]]:
         """Go through the pages in order up to the end; those that fail are set aside."""
         group: _Group[R] = _Group()
-        empty, barren, last = 0, 0, None
+        empty, barren, again, last = 0, 0, 0, None
         for number, outcome in self._ahead.outcomes(self._numbers(progress)):
             if self._at_end(progress):
                 break  # the end came nearer while this page was under way
@@ -216,8 +216,12 @@ class PagedApi(Generic[R, T]):
                 before = run.accounted
                 yield self._page(progress, group)
                 repeated = run.accounted == before > 0 and bool(group.records or group.rejected)
-                barren = barren + 1 if repeated and progress.blank and number >= progress.reach else 0
-                if barren >= _BARREN_COMMITS:
+                if repeated and progress.blank and number >= progress.reach:
+                    barren, again = barren + 1, again + len(group.records) + len(group.rejected)
+                else:
+                    barren, again = 0, 0
+                # Rows that were put in front repeat what was read before, but no more than that.
+                if barren >= _BARREN_COMMITS and again > run.accounted:
                     raise ApiUnavailable(
                         f"{without_password(self._url)} gives nothing new for page after page, up to {number}: "
                         "it does not page, or not as we ask it to"

@@ -526,6 +526,17 @@ def test_a_list_that_changes_under_the_reader_loses_nothing(
     assert current <= set(ids)
 
 
+def test_many_new_cities_in_front_are_not_taken_for_a_repetition(out: Path) -> None:
+    """If so many cities come in front that page after page holds known ones, the reader goes on to the end."""
+    with misbehaving(made_up(6000)) as service:
+        changes = Changes(service, {40: (2500, 0)})
+        ending = produce(service, MemoryOutbox(), out)
+    assert changes.made == 1
+    assert (ending.code, ending.line) == (0, "")
+    ids = ids_in(out)
+    assert len(ids) == len(set(ids)) == 8500
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     start=st.integers(0, 14),
