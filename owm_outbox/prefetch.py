@@ -43,6 +43,7 @@ class Prefetch(Generic[R]):
         self._cpu_clock = cpu_clock
         self._todo: queue.SimpleQueue[_Call[R] | None] = queue.SimpleQueue()
         self._changed = threading.Condition()
+        self._awaited: _Call[R] | None = None
         self._threads = 0
         self._closed = False
 
@@ -89,6 +90,7 @@ class Prefetch(Generic[R]):
                 return
             call = ahead.popleft()
             with self._changed:
+                self._awaited = call
                 while not call.done:
                     self._changed.wait()
             yield call.number, call.outcome
@@ -103,7 +105,8 @@ class Prefetch(Generic[R]):
             outcome = self._outcome(call.number)
             with self._changed:
                 call.outcome, call.done = outcome, True
-                self._changed.notify_all()
+                if call is self._awaited:
+                    self._changed.notify()
 
     def _outcome(self, number: int) -> R | Exception:
         try:
