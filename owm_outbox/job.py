@@ -18,6 +18,10 @@ __all__ = ["Job", "JobOptions", "Notes", "Page", "Run", "Secret"]
 
 T = TypeVar("T")
 
+# The bits of a UUID5 that its name decides, and those that say what it is (RFC 9562, section 5.5).
+_UUID5_FREE = ~(0xF << 76 | 0b11 << 62)
+_UUID5_FIXED = 5 << 76 | 0b10 << 62
+
 Secret = Annotated[str, msgspec.Meta(extra={"secret": True})]
 """The type of an option that is read from the environment only, and never printed."""
 
@@ -89,7 +93,8 @@ class Run:
         """Make the id of the task with this key: a UUID5, the same each time within this run and in no other."""
         name = self._namespace.copy()  # as uuid.uuid5 does, without hashing the run's id each time
         name.update(str(key).encode())
-        return uuid.UUID(bytes=name.digest()[:16], version=5)
+        number = int.from_bytes(name.digest()[:16])
+        return uuid.UUID(int=number & _UUID5_FREE | _UUID5_FIXED)  # half the time of version=5, which says the same
 
 
 @dataclass(frozen=True, slots=True)
