@@ -18,7 +18,7 @@ Token = Annotated[Secret, Meta(pattern=r"^[\x20-\x7e]+\Z")]  # what an HTTP head
 
 R = TypeVar("R")
 
-ApiUrl = Annotated[str, Meta(pattern="^https?://[^/?#]+", description="Address of the API, http or https")]
+ApiUrl = Annotated[str, Meta(pattern=r"^https?://[^/?#]+(/[^?#]*)?\Z", description="Address of the API, http or https")]
 
 
 class PagedApiOptions(JobOptions, frozen=True):

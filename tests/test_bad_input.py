@@ -107,7 +107,9 @@ def test_a_password_in_a_bad_url_is_not_shown(args: tuple[str, str], tmp_path: P
     assert SECRET not in outcome.err
 
 
-@pytest.mark.parametrize("url", ["nowhere", "http://", "http://[::1", "http://host:port"])
+@pytest.mark.parametrize(
+    "url", ["nowhere", "http://", "http://[::1", "http://host:port", "http://host/?key=1", "http://host/api#cities"]
+)
 def test_a_bad_api_url_is_a_configuration_error(url: str, tmp_path: Path) -> None:
     """An API address that no request could be sent to ends with 78 and makes no outbox."""
     refused(tmp_path, 78, "--api-url http", "owm-producer", "--api-url", url)

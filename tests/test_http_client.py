@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import threading
 import tracemalloc
+from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -263,6 +264,22 @@ def test_the_token_is_a_bearer(service: Misbehaving) -> None:
         _get(client, service)
         _get(without, service)
     assert [request.headers.get("Authorization") for request in service.requests] == [f"Bearer {TOKEN}", None]
+
+
+@pytest.mark.parametrize(
+    ("token", "header"), [(None, f"Basic {b64encode(b'ada:love').decode()}"), (TOKEN, f"Bearer {TOKEN}")]
+)
+def test_a_user_in_the_address_is_sent_unless_there_is_a_token(
+    token: str | None, header: str, service: Misbehaving
+) -> None:
+    """User and password in the address are basic authentication, also after a redirect; a token goes before them."""
+    service.misbehave(status(302, Location=f"{service.url}/cities/?page=1&limit=100"), 0)
+    with closing(_client(token=token)) as client:
+        client.get(f"{service.url.replace('//', '//ada:love@')}/cities/", {"page": 0, "limit": 100})
+    assert [(request.page, request.headers.get("Authorization")) for request in service.requests] == [
+        (0, header),
+        (1, header),
+    ]
 
 
 @pytest.mark.parametrize("token", [None, TOKEN])
