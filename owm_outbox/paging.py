@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -66,22 +66,22 @@ class _Progress(msgspec.Struct):
 
 
 @dataclass(slots=True)
-class _Group(Generic[R]):
-    """Answers on their way into one commit."""
+class _Group(Generic[T]):
+    """Tasks on their way into one commit."""
 
-    records: list[R] = field(default_factory=list)
+    tasks: list[T] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     pages: int = 0
     since: float = field(default_factory=time.monotonic)
 
-    def add(self, answer: Answer[R]) -> bool:
-        """Take an answer in; return whether it is time to commit."""
-        self.records += answer.records
-        self.rejected += answer.rejected
+    def add(self, tasks: Iterable[T], rejected: Iterable[Rejected]) -> bool:
+        """Take a page in; return whether it is time to commit."""
+        self.tasks += tasks
+        self.rejected += rejected
         self.pages += 1
         if self.pages >= _PAGES_A_COMMIT:
             return True
-        return len(self.records) >= _TASKS_A_COMMIT or time.monotonic() - self.since >= _SECONDS_A_COMMIT
+        return len(self.tasks) >= _TASKS_A_COMMIT or time.monotonic() - self.since >= _SECONDS_A_COMMIT
 
 
 class PagedApi(Generic[R, T]):
@@ -112,6 +112,14 @@ class PagedApi(Generic[R, T]):
         self._parse = parse
         self._task = task
         self._closing = threading.Event()
+        self._retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(ATTEMPTS),
+            wait=self._wait,
+            retry=tenacity.retry_if_exception_type(RequestFailed),
+            sleep=tenacity.sleep_using_event(self._closing),
+            before_sleep=_log_failure,
+            reraise=True,
+        )
         self._client = Client(
             token=options.api_token,
             timeout=options.request_timeout,
@@ -185,7 +193,7 @@ class PagedApi(Generic[R, T]):
 
     def _forward(self, progress: _Progress, run: Run) -> Iterator[Page[T]]:
         """Go through the pages in order up to the end; those that fail are set aside."""
-        group: _Group[R] = _Group()
+        group: _Group[T] = _Group()
         empty, barren, again, last = 0, 0, 0, None
         for number, outcome in self._ahead.outcomes(self._numbers(progress)):
             if self._at_end(progress):
@@ -212,12 +220,13 @@ class PagedApi(Generic[R, T]):
             empty = 0 if outcome.records or outcome.rejected else empty + 1
             if empty >= (1 if outcome.total is None else _EMPTY_PAGES):
                 break
-            if group.add(outcome):
+            # Made at once, not all together before a commit: that long the fetching threads would wait for this one.
+            if group.add(map(self._task, outcome.records), outcome.rejected):
                 before = run.accounted
                 yield self._page(progress, group)
-                repeated = run.accounted == before > 0 and bool(group.records or group.rejected)
+                repeated = run.accounted == before > 0 and bool(group.tasks or group.rejected)
                 if repeated and progress.blank and number >= progress.reach:
-                    barren, again = barren + 1, again + len(group.records) + len(group.rejected)
+                    barren, again = barren + 1, again + len(group.tasks) + len(group.rejected)
                 else:
                     barren, again = 0, 0
                 # Rows that were put in front repeat what was read before, but no more than that.
@@ -247,8 +256,8 @@ class PagedApi(Generic[R, T]):
                 raise outcome
             self._learn(progress, outcome)
             progress.failed.remove(number)
-            group: _Group[R] = _Group()
-            group.add(outcome)
+            group: _Group[T] = _Group()
+            group.add(map(self._task, outcome.records), outcome.rejected)
             yield self._page(progress, group)
 
     def _at_end(self, progress: _Progress) -> bool:
@@ -267,7 +276,7 @@ class PagedApi(Generic[R, T]):
             progress.page_size = answer.limit  # the API caps it: there are more pages than we thought
 
     def _page(
-        self, progress: _Progress, group: _Group[R] | None = None, missing: Sequence[int] | None = None
+        self, progress: _Progress, group: _Group[T] | None = None, missing: Sequence[int] | None = None
     ) -> Page[T]:
         if missing is None:
             came_before = progress.ended or progress.passes > 0
@@ -275,7 +284,7 @@ class PagedApi(Generic[R, T]):
             end = min(end, progress.next_page + _MOST_MISSING)
             missing = sorted({*progress.failed, *range(progress.next_page, end)})
         return Page(
-            tasks=[self._task(record) for record in group.records] if group else (),
+            tasks=group.tasks if group else (),
             checkpoint=msgspec.json.encode(progress),
             rejected=group.rejected if group else (),
             expected=progress.total,
@@ -286,15 +295,7 @@ class PagedApi(Generic[R, T]):
 
     def _fetch(self, number: int) -> Answer[R]:
         """Get one page, with all attempts."""
-        retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(ATTEMPTS),
-            wait=self._wait,
-            retry=tenacity.retry_if_exception_type(RequestFailed),
-            sleep=tenacity.sleep_using_event(self._closing),
-            before_sleep=_log_failure,
-            reraise=True,
-        )
-        return retrying(self._attempt, number)
+        return self._retrying(self._attempt, number)
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None

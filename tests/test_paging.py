@@ -680,7 +680,7 @@ def _waits(service: Misbehaving, retry_wait: float = 1.0) -> list[float]:
     outbox, event = MemoryOutbox(), Impatient()
     options = PagedApiOptions(api_url=service.url, retry_wait=retry_wait, concurrency=1)
     with PagedApi(options, "/cities/", parse=_read, task=lambda record: record) as api:
-        api._closing = event  # what it waits with
+        api._retrying = api._retrying.copy(sleep=event.wait)
         *_, last = api.pages(outbox.start_run(OwmJob()))
         assert last.missing == [1]
     assert service.pages.count(1) == 10
