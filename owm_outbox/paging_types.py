@@ -18,7 +18,9 @@ Token = Annotated[Secret, Meta(pattern=r"^[\x20-\x7e]+\Z")]  # what an HTTP head
 
 R = TypeVar("R")
 
-ApiUrl = Annotated[str, Meta(pattern=r"^https?://[^/?#]+(/[^?#]*)?\Z", description="Address of the API, http or https")]
+ApiUrl = Annotated[
+    str, Meta(pattern=r"^https?://[^/?#]+(/[^?#]*)?\Z", description="Address of the API: http or https, no query")
+]
 
 
 class PagedApiOptions(JobOptions, frozen=True):
