@@ -20,6 +20,7 @@ import time
 import uuid
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
+from typing import cast
 
 import requests
 
@@ -44,20 +45,23 @@ def _serve(latency: float, pipe: Connection) -> None:
         ]
         ready.append(json.dumps({"limit": CITIES_A_PAGE, "cities": cities})[:-1].encode())
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                if latency:
-                    await asyncio.sleep(latency)
-                pages = int(head.split(b"/", 2)[1])
-                page = int(head.partition(b"page=")[2].partition(b"&")[0])
-                body = ready[page] + b', "total_count": %d}' % (pages * CITIES_A_PAGE)
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            writer.close()
+    class Service(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.answer = cast(asyncio.Transport, transport).write
+            self.later = asyncio.get_running_loop().call_later
+
+        def data_received(self, head: bytes) -> None:
+            pages = int(head.split(b"/", 2)[1])
+            page = int(head.partition(b"page=")[2].partition(b"&")[0])
+            body = ready[page] + b', "total_count": %d}' % (pages * CITIES_A_PAGE)
+            data = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+            if latency:
+                self.later(latency, self.answer, data)
+            else:
+                self.answer(data)
 
     async def main() -> None:
-        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        server = await asyncio.get_running_loop().create_server(Service, "127.0.0.1", 0)
         pipe.send(server.sockets[0].getsockname()[1])
         await server.serve_forever()
 
