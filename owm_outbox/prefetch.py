@@ -42,8 +42,6 @@ class Prefetch(Generic[R]):
         self._clock = clock
         self._cpu_clock = cpu_clock
         self._todo: queue.SimpleQueue[_Call[R] | None] = queue.SimpleQueue()
-        self._changed = threading.Condition()
-        self._awaited: _Call[R] | None = None
         self._threads = 0
         self._closed = False
 
@@ -89,11 +87,7 @@ class Prefetch(Generic[R]):
             if not ahead:
                 return
             call = ahead.popleft()
-            with self._changed:
-                self._awaited = call
-                while not call.done:
-                    self._changed.wait()
-            yield call.number, call.outcome
+            yield call.number, call.result()
             done += 1
             if done % _REVIEW == 0:
                 now = self._clock()
@@ -102,11 +96,7 @@ class Prefetch(Generic[R]):
 
     def _work(self) -> None:
         while (call := self._todo.get()) is not None and not self._closed:
-            outcome = self._outcome(call.number)
-            with self._changed:
-                call.outcome, call.done = outcome, True
-                if call is self._awaited:
-                    self._changed.notify()
+            call.finish(self._outcome(call.number))
 
     def _outcome(self, number: int) -> R | Exception:
         try:
@@ -120,8 +110,17 @@ class _Call(Generic[R]):
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.done = False
-        self.outcome: R | Exception  # once it is done
+        self._outcome: R | Exception  # once it is done
+        self._done = threading.Lock()  # a bare one: of all that waits, it costs the least
+        self._done.acquire()
+
+    def finish(self, outcome: R | Exception) -> None:
+        self._outcome = outcome
+        self._done.release()
+
+    def result(self) -> R | Exception:
+        self._done.acquire()
+        return self._outcome
 
 
 class _Numbers:
