@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
+import copy
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
@@ -16,13 +15,17 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
-from owm_outbox.errors import ApiUnavailable
+from owm_outbox.deadlines import Deadline, Deadlines
+from owm_outbox.turns import Turn, Turns
 from owm_outbox.url import without_password
 
-__all__ = ["Client", "RequestFailed"]
+__all__ = ["SPARE", "Client", "RequestFailed"]
+
+SPARE = 2
+"""How many more threads than requests at once it takes to have the next request ready when one is over."""
 
 _MAX_REDIRECTS = 5
-_CALM = 20  # good answers after which one more request at once is tried again
+_MAY_BE_DROPPED_AFTER = 1.0  # seconds without a request; of the common servers gunicorn waits least, 2 s
 
 
 class RequestFailed(Exception):
@@ -51,14 +54,14 @@ class Client:
     def __init__(self, *, token: str | None, timeout: float, max_body: int, at_once: int) -> None:
         self._timeout = timeout
         self._max_body = max_body
-        self._turns = _Turns(at_once)
-        self._deadlines = _Deadlines()
+        self._turns = Turns(at_once)
+        self._deadlines = Deadlines()
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy or .netrc from the environment; and half the time a request
         self._session.headers["Accept"] = "application/json"
         self._bearer = {"Authorization": f"Bearer {token}"} if token else {}
         for scheme in ("http://", "https://"):
-            self._session.mount(scheme, _Adapter(pool_connections=1, pool_maxsize=at_once))
+            self._session.mount(scheme, _Adapter(pool_connections=1, pool_maxsize=at_once + SPARE + 1))
         self._prepared: dict[str, requests.PreparedRequest] = {}
 
     def close(self) -> None:
@@ -84,19 +87,26 @@ class Client:
         :raises ApiUnavailable: the client was closed before the request was sent.
         """
         asked = _Asked(url, params)
-        with self._turns.one():
+        deadline = Deadline(self._timeout)
+
+        def begin() -> None:
             allow()
+            self._deadlines.start(deadline)
+
+        with self._turns.turn(begin) as turn:
+            _under_way.request = deadline, turn
             try:
-                return self._timed(asked)
+                return self._timed(asked, deadline)
             except RequestFailed as error:
                 on_failure(error)
                 raise
+            finally:
+                self._deadlines.stop(deadline)
+                _under_way.request = None
 
-    def _timed(self, asked: _Asked) -> bytes:
-        deadline = _Deadline(self._timeout)
+    def _timed(self, asked: _Asked, deadline: Deadline) -> bytes:
         try:
-            with self._deadlines.within(deadline):
-                body = self._follow(asked)
+            body = self._follow(asked)
         except RequestFailed as error:
             raise self._late(asked) if deadline.passed else error from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
@@ -134,7 +144,7 @@ class Client:
             prepared = self._session.prepare_request(requests.Request("GET", asked.url))
             prepared.headers.update(self._bearer)
             self._prepared[asked.url] = prepared
-        request = prepared.copy()
+        request = copy.copy(prepared)  # its own copy() also copies what only we could change, and do not
         request.url = f"{prepared.url}?{urlencode(asked.params)}"
         return request
 
@@ -169,135 +179,46 @@ class _Asked(NamedTuple):
         return f"{without_password(self.url)}?{urlencode(self.params)}"
 
 
-class _Turns:
-    """Limits how many requests there are at once."""
-
-    def __init__(self, most: int) -> None:
-        self._changed = threading.Condition()
-        self._most = most
-        self._allowed = most
-        self._taken = 0
-        self._answers = 0  # since the limit changed last
-        self._closed = False
-
-    @contextlib.contextmanager
-    def one(self) -> Iterator[None]:
-        with self._changed:
-            while self._taken >= self._allowed and not self._closed:
-                self._changed.wait()
-            if self._closed:
-                raise ApiUnavailable("closed while a request waited for its turn")
-            self._taken += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._taken -= 1
-                self._changed.notify()
-
-    def halve(self) -> None:
-        with self._changed:
-            self._allowed, self._answers = max(1, self._allowed // 2), 0
-
-    def raise_again(self) -> None:
-        if self._allowed < self._most:
-            with self._changed:
-                self._answers += 1
-                if self._answers >= _CALM:
-                    self._allowed, self._answers = self._allowed + 1, 0
-                    self._changed.notify()
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+_under_way = threading.local()  # .request: the deadline and the turn of the request that this thread is making
 
 
-class _Deadline:
-    """One request's end; its socket is shut down when it comes, which wakes whoever reads from it."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.at = float("inf")  # once it runs
-        self.passed = False
-        self.socket: socket.socket | None = None
-
-    def strike(self) -> None:
-        self.passed = True
-        if self.socket is not None:
-            with contextlib.suppress(OSError):  # it may be closed by now
-                self.socket.shutdown(socket.SHUT_RDWR)
-
-
-class _Deadlines:
-    """Watches the requests under way, with one thread.
-
-    The timeout that requests takes is for each gap between two bytes: an answer that trickles in, headers included,
-    would outlive any number.
-    """
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._running: set[_Deadline] = set()
-        self._thread: threading.Thread | None = None
-        self._looks_at = 0.0  # when the thread looks next: it need not be woken for what ends later
-        self._closed = False
-
-    @contextlib.contextmanager
-    def within(self, deadline: _Deadline) -> Iterator[None]:
-        deadline.at = time.monotonic() + deadline.seconds
-        with self._changed:
-            self._running.add(deadline)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._watch, name="deadlines", daemon=True)
-                self._thread.start()
-            elif deadline.at < self._looks_at:
-                self._changed.notify()
-        _under_way.deadline = deadline
-        try:
-            yield
-        finally:
-            _under_way.deadline = None
-            with self._changed:
-                self._running.discard(deadline)
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-
-    def _watch(self) -> None:
-        with self._changed:
-            while not self._closed:
-                now = time.monotonic()
-                for deadline in [known for known in self._running if known.at <= now]:
-                    self._running.discard(deadline)
-                    deadline.strike()
-                self._looks_at = min((known.at for known in self._running), default=now + 3600)
-                self._changed.wait(self._looks_at - now)
-
-
-_under_way = threading.local()  # .deadline: that of the request this thread is making
-
-
-def _note(sock: Any) -> None:
-    deadline: _Deadline | None = getattr(_under_way, "deadline", None)
-    if deadline is not None:
-        deadline.socket = sock
-        if deadline.passed:
-            deadline.strike()
+class _Dropped(Exception):
+    """The server closed the connection while the request waited for its turn."""
 
 
 class _HTTPConnection(urllib3.connection.HTTPConnection):
-    def request(self, *args: Any, **kwargs: Any) -> None:
-        super().request(*args, **kwargs)
-        _note(self.sock)
+    """Connects and sends when it is the request's turn, and knows its deadline."""
+
+    def connect(self) -> None:
+        turn: Turn = _under_way.request[1]
+        turn.take()
+        super().connect()
+
+    def send(self, data: Any) -> None:
+        if self.sock is None:
+            self.connect()
+        deadline: Deadline
+        turn: Turn
+        deadline, turn = _under_way.request
+        deadline.watch(self.sock)
+        ready = time.monotonic()
+
+        def send() -> None:
+            if time.monotonic() - ready > _MAY_BE_DROPPED_AFTER and not self.is_connected:
+                raise _Dropped
+            super(_HTTPConnection, self).send(data)
+
+        try:
+            turn.take(send)
+        except _Dropped:
+            self.sock.close()
+            self.connect()
+            deadline.watch(self.sock)
+            super().send(data)
 
 
-class _HTTPSConnection(urllib3.connection.HTTPSConnection):
-    def request(self, *args: Any, **kwargs: Any) -> None:
-        super().request(*args, **kwargs)
-        _note(self.sock)
+class _HTTPSConnection(_HTTPConnection, urllib3.connection.HTTPSConnection):
+    """The same over TLS."""
 
 
 class _HTTPPool(urllib3.HTTPConnectionPool):

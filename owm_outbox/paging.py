@@ -14,7 +14,7 @@ import tenacity
 
 from owm_outbox.breaker import Breaker
 from owm_outbox.errors import ApiUnavailable
-from owm_outbox.http_client import Client, RequestFailed
+from owm_outbox.http_client import SPARE, Client, RequestFailed
 from owm_outbox.job import Page, Run
 from owm_outbox.paging_types import Answer, PagedApiOptions
 from owm_outbox.prefetch import Prefetch
@@ -126,7 +126,8 @@ class PagedApi(Generic[R, T]):
             max_body=_MAX_BODY,
             at_once=options.concurrency,
         )
-        self._ahead = Prefetch(self._fetch, concurrency=options.concurrency)
+        spare = SPARE if options.concurrency > 1 else 0
+        self._ahead = Prefetch(self._fetch, concurrency=options.concurrency + spare)
 
     def __enter__(self) -> PagedApi[R, T]:
         return self

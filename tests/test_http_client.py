@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import socket
 import threading
 import tracemalloc
 from base64 import b64encode
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -15,11 +17,13 @@ from pathlib import Path
 
 import pytest
 
+from owm_outbox import http_client
 from owm_outbox.http_client import Client, RequestFailed
 
 from support.commands import run
 from support.misbehaving import (
     PATIENCE,
+    Exchange,
     Misbehaving,
     Reply,
     body,
@@ -38,6 +42,7 @@ from support.misbehaving import (
     trickling_header,
     trickling_without_length,
     truncated,
+    until,
 )
 from support.servers import free_port
 from support.weather import made_up
@@ -424,6 +429,43 @@ def test_other_failures_do_not_slow_down(service: Misbehaving) -> None:
             with pytest.raises(RequestFailed):
                 _get(client, service)
         assert _many(client, service, 16, threads=8) == 8
+
+
+def test_a_connection_that_broke_while_it_waited_is_replaced(
+    service: Misbehaving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request whose connection the server closed while it waited for its turn is sent over a new one, once."""
+    monkeypatch.setattr(http_client, "_MAY_BE_DROPPED_AFTER", 0.0)
+    connections: dict[int | None, set[socket.socket]] = defaultdict(set)
+    may_end = threading.Event()
+
+    def held(exchange: Exchange) -> None:
+        assert may_end.wait(PATIENCE)
+        good(exchange)
+
+    replies = {0: together(3), 1: status(503), 2: held, 3: good}
+
+    def noted(exchange: Exchange) -> None:
+        page = exchange.request.page
+        connections[page].add(exchange.connection)
+        replies[page or 0](exchange)
+
+    service.misbehave(noted)
+    with closing(_client(at_once=3)) as client, ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: _get(client, service, 0), range(3)))
+        with pytest.raises(RequestFailed):  # from now on there is one request at once
+            _get(client, service, 1)
+        first = pool.submit(_get, client, service, 2)
+        until(lambda: 2 in connections)
+        second = pool.submit(_get, client, service, 3)
+        until(lambda: bool(client._turns._waiting))
+        for idle in connections[0] - connections[1] - connections[2]:
+            idle.shutdown(socket.SHUT_RDWR)
+        may_end.set()
+        first.result(PATIENCE)
+        second.result(PATIENCE)
+    assert service.pages == [0, 0, 0, 1, 2, 3]
+    assert connections[3].isdisjoint(connections[0])
 
 
 def test_close_lets_nobody_wait(service: Misbehaving) -> None:

@@ -10,6 +10,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,15 @@ from owm_outbox_backends.jsonl import JsonLinesSink
 
 PATIENCE = 20.0
 """Seconds that anything here waits for what should come at once, so that a test fails rather than hangs."""
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Ask again and again, for what no event tells."""
+    tick = threading.Event()
+    gives_up = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < gives_up
+        tick.wait(0.001)
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,11 @@ class Exchange:
         self.request = request
         self._handler = handler
         self._over = False
+
+    @property
+    def connection(self) -> socket.socket:
+        """The connection that the request came by."""
+        return self._handler.connection
 
     def good(self) -> bytes:
         """Return the body that a healthy service gives."""
