@@ -70,7 +70,7 @@ def test_the_second_command_is_what_ci_runs() -> None:
 
 def test_every_exit_code_is_documented() -> None:
     """README and --help list the same exit codes."""
-    from owm_outbox.cli import EXIT_CODES
+    from owm_outbox.cli.exits import EXIT_CODES
 
     documented = set(re.findall(r"\b(0|6\d|7\d|1[34]\d)\b", re.search(r"\| exit code.*?\n\n", README, re.DOTALL)[0]))
     assert documented == set(re.findall(r"\b(0|6\d|7\d|1[34]\d)\b", EXIT_CODES))

@@ -236,7 +236,7 @@ def _serve() -> None:
     import stevedore.driver  # noqa: F401
     import tenacity  # noqa: F401
 
-    import owm_outbox.cli
+    import owm_outbox.cli.run
     import owm_outbox.jobs.owm
     import owm_outbox.paging
     import owm_outbox.plugins  # noqa: F401
