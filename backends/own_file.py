@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ class OwnFile:
         self.path = path
         self._application_id = application_id
         self._seen: dict[Path, tuple[int, int, int]] = {}
+        self._watched: tuple[int, int] | None = None
         try:
             self._make() if create else path.lstat()
             self._refuse_foreign()
@@ -58,7 +60,7 @@ class OwnFile:
                 continue
             self._refuse_unsafe(path, found)
         key = _inode(self.path.lstat())
-        if key in _in_use:
+        if _in_use[key]:
             return  # reading it here would drop the locks of this process's other connection, as POSIX has it
         with self.path.open("rb") as file:
             header = file.read(100)
@@ -84,7 +86,14 @@ class OwnFile:
             path = Path(f"{self.path}{suffix}")
             found = path.lstat()
             self._seen[path] = (*_inode(found), found.st_size)
-        _in_use.add(_inode(self.path.lstat()))
+        self._watched = _inode(self.path.lstat())
+        _in_use[self._watched] += 1
+
+    def release(self) -> None:
+        """Forget the file, once no connection to it is open: its inode may become another file's."""
+        if self._watched is not None:
+            _in_use[self._watched] -= 1
+            self._watched = None
 
     def check(self) -> None:
         """Raise if the path no longer names the file in use, or if that was cut short."""
@@ -126,7 +135,7 @@ class OwnFile:
             os.close(fd)
 
 
-_in_use: set[tuple[int, int]] = set()
+_in_use: Counter[tuple[int, int]] = Counter()  # how many outboxes of this process have a file open
 
 
 def _inode(found: os.stat_result) -> tuple[int, int]:

@@ -417,6 +417,7 @@ class SqliteOutbox(Outbox, DeadLetterStore):
         """Close the file; the last one to do so folds the WAL into it."""
         with self._mutex, self._translated():
             self._conn.close()
+            self._file.release()
 
     # -- dead letters
 

@@ -52,6 +52,18 @@ def test_only_the_owner_can_read_it(outbox: SqliteOutbox, path: Path) -> None:
             assert stat.S_IMODE(Path(f"{path}{suffix}").stat().st_mode) == 0o600, suffix
 
 
+def test_a_file_that_became_another_program_s_is_refused(outbox: SqliteOutbox, path: Path) -> None:
+    """Once an outbox is closed, its file is looked at anew, even if a process had it open before."""
+    outbox.close()
+    foreign = path.with_suffix(".foreign")
+    with contextlib.closing(sqlite3.connect(foreign)) as connection:
+        connection.execute("CREATE TABLE precious (thing)")
+    path.write_bytes(foreign.read_bytes())  # the same inode, as a new file gets that of one that was deleted
+    with pytest.raises(OutboxUnusable, match="another program"):
+        SqliteOutbox(path)
+    assert path.read_bytes() == foreign.read_bytes()
+
+
 def test_it_is_durable_at_every_commit(outbox: SqliteOutbox) -> None:
     """The connection is in WAL mode and syncs at each commit."""
     assert outbox._conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
