@@ -106,6 +106,7 @@ class Page(Generic[T]):
     :param rejected: records that are no valid task; they become dead letters in the same commit.
     :param expected: how many distinct keys the source says there are; ``None`` leaves the last known figure.
     :param missing: numbers of the pages given up so far. A run whose last page names any is incomplete.
+    :param pages: how many of the source's pages these are, for whoever shows how far a run is.
     """
 
     tasks: Sequence[T]
@@ -113,6 +114,7 @@ class Page(Generic[T]):
     rejected: Sequence[Rejected] = ()
     expected: int | None = None
     missing: Sequence[int] = ()
+    pages: int = 1
 
 
 class Job(ABC, Generic[T]):

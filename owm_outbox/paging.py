@@ -290,6 +290,7 @@ class PagedApi(Generic[R, T]):
             rejected=group.rejected if group else (),
             expected=progress.total,
             missing=missing,
+            pages=group.pages if group else 0,
         )
 
     # -- one page, on any thread

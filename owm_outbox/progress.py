@@ -20,10 +20,14 @@ log = logging.getLogger("owm_outbox.progress")
 
 
 class ProgressBar(Observer):
-    """Shows on stderr how many tasks of a run are stored, of how many, how fast, and how many are delivered."""
+    """Shows on stderr how many tasks of a run are stored, of how many, how fast, and how long it will take.
+
+    And how many pages came in this call, and how many tasks are delivered.
+    """
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
+        self._pages = 0
         self._delivered = 0
 
     def __enter__(self) -> Self:
@@ -43,15 +47,18 @@ class ProgressBar(Observer):
 
     def page_stored(self, run: Run, page: Page[Any], new: int) -> None:
         """Move on."""
+        self._pages += page.pages
         if self._bar is not None:
             self._bar.total = run.expected
+            self._bar.set_postfix(pages=self._pages, delivered=self._delivered, refresh=False)
             self._bar.update(new)
 
     def batch_delivered(self, batch: Batch) -> None:
-        """Count what the sink holds."""
+        """Count what the sink holds, and show it: also while nothing more is stored."""
         self._delivered += len(batch.entries)
         if self._bar is not None:
-            self._bar.set_postfix(delivered=self._delivered, refresh=False)
+            due = time.time() - self._bar.last_print_t >= self._bar.mininterval
+            self._bar.set_postfix(pages=self._pages, delivered=self._delivered, refresh=due)
 
     def run_finished(self, report: RunReport) -> None:
         """Take the bar away, so that the last line stands alone."""
@@ -70,8 +77,7 @@ class ProgressLog(Observer):
         self._every = every
         self._clock = clock
         self._began = self._last = clock()
-        self._stored = 0
-        self._delivered = 0
+        self._pages = self._stored = self._delivered = 0
 
     def run_started(self, run: Run) -> None:
         """Say which run it is."""
@@ -80,6 +86,7 @@ class ProgressLog(Observer):
 
     def page_stored(self, run: Run, page: Page[Any], new: int) -> None:
         """Say how far it is, if that was not said just now."""
+        self._pages += page.pages
         self._stored += new
         now = self._clock()
         if now - self._last < self._every:
@@ -88,7 +95,8 @@ class ProgressLog(Observer):
         rate = self._stored / (now - self._began)
         left = "" if not run.expected or not rate else f", {(run.expected - run.accounted) / rate:.0f} s left"
         log.info(
-            "%s of %s tasks stored, %s delivered, %.0f a second%s",
+            "%d pages came, %d of %s tasks stored, %d delivered, %.0f a second%s",
+            self._pages,
             run.extracted,
             run.expected if run.expected is not None else "?",
             self._delivered,
