@@ -26,7 +26,8 @@ def _signature(thing: object) -> str:
     except (TypeError, ValueError):
         return ""
     text = re.sub(r"<function <lambda> at 0x\w+>|<built-in function \w+>", "…", text)
-    return text.replace("'", "").replace("owm_outbox.", "")
+    # Pythons differ in whether they name typing.
+    return text.replace("'", "").replace("owm_outbox.", "").replace("typing.", "")
 
 
 def _entries(module: ModuleType) -> list[str]:
