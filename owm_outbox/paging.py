@@ -126,8 +126,7 @@ class PagedApi(Generic[R, T]):
             max_body=_MAX_BODY,
             at_once=options.concurrency,
         )
-        spare = SPARE if options.concurrency > 1 else 0
-        self._ahead = Prefetch(self._fetch, concurrency=options.concurrency + spare)
+        self._ahead = Prefetch(self._fetch, concurrency=options.concurrency, spare=SPARE)
 
     def __enter__(self) -> PagedApi[R, T]:
         return self

@@ -20,13 +20,15 @@ _SETTLE = 512  # pages to go on one by one after they were not
 
 
 class Prefetch(Generic[R]):
-    """Calls ``fetch`` for each number, up to ``concurrency`` calls at once, and yields the outcomes in order.
+    """Calls ``fetch`` for each number, several calls at once, and yields the outcomes in order.
 
     It begins without threads, on the caller's own: where answers come at once, threads only get in each other's way.
     They are used once the pages are worth waiting for, and given up again where they turn out slower. Memory is
     bounded: no more than twice ``concurrency`` numbers are taken ahead of what was handed over.
 
     :param fetch: called from any thread; what it raises is an outcome, too.
+    :param concurrency: calls at once; 1 makes all of them on the caller's thread.
+    :param spare: calls more than that, which only prepare what ``fetch`` itself will not do at once more often.
     """
 
     def __init__(
@@ -34,11 +36,13 @@ class Prefetch(Generic[R]):
         fetch: Callable[[int], R],
         *,
         concurrency: int,
+        spare: int = 0,
         clock: Callable[[], float] = time.monotonic,
         cpu_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self._fetch = fetch
         self._concurrency = concurrency
+        self._spare = spare
         self._clock = clock
         self._cpu_clock = cpu_clock
         self._todo: queue.SimpleQueue[_Call[R] | None] = queue.SimpleQueue()
@@ -75,7 +79,7 @@ class Prefetch(Generic[R]):
 
     def _side_by_side(self, left: _Numbers, pace_to_beat: float) -> Iterator[tuple[int, R | Exception]]:
         """Yield the outcomes of several threads, for as long as that is faster than seconds a page alone."""
-        while self._threads < self._concurrency:
+        while self._threads < self._concurrency + self._spare:
             self._threads += 1
             threading.Thread(target=self._work, name=f"prefetch-{self._threads}", daemon=True).start()
         ahead: deque[_Call[R]] = deque()

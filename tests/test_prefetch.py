@@ -45,9 +45,11 @@ class Pace:
         """Return the time that was computed."""
         return self.now if self._busy else 0.0
 
-    def prefetch(self, concurrency: int, fetch: Callable[[int], int] | None = None) -> Prefetch[int]:
+    def prefetch(self, concurrency: int, fetch: Callable[[int], int] | None = None, *, spare: int = 0) -> Prefetch[int]:
         """Return a prefetch with this clock."""
-        return Prefetch(fetch or self.fetch, concurrency=concurrency, clock=self.clock, cpu_clock=self.cpu_clock)
+        return Prefetch(
+            fetch or self.fetch, concurrency=concurrency, spare=spare, clock=self.clock, cpu_clock=self.cpu_clock
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -86,10 +88,11 @@ def test_a_page_that_comes_late_holds_up_the_later_ones() -> None:
         assert fetched.index(8) < fetched.index(1)
 
 
+@pytest.mark.parametrize("spare", [0, 2])
 @pytest.mark.parametrize("concurrency", [2, 4, 8, 16])
-def test_as_many_as_allowed_and_no_more_are_fetched_at_once(concurrency: int) -> None:
-    """There are as many calls at once as allowed, and never one more."""
-    pace, lock, everybody = Pace(alone=1.0), threading.Lock(), threading.Barrier(concurrency)
+def test_as_many_as_allowed_and_no_more_are_fetched_at_once(concurrency: int, spare: int) -> None:
+    """There are as many calls at once as allowed, with the spare ones, and never one more."""
+    pace, lock, everybody = Pace(alone=1.0), threading.Lock(), threading.Barrier(concurrency + spare)
     under_way, most = 0, 0
 
     def fetch(number: int) -> int:
@@ -104,13 +107,15 @@ def test_as_many_as_allowed_and_no_more_are_fetched_at_once(concurrency: int) ->
             under_way -= 1
         return number
 
-    with closing(pace.prefetch(concurrency, fetch)) as ahead:
-        assert len(list(ahead.outcomes(range(1 + 5 * concurrency)))) == 1 + 5 * concurrency
-        assert most == concurrency
+    with closing(pace.prefetch(concurrency, fetch, spare=spare)) as ahead:
+        count = 1 + 5 * (concurrency + spare)
+        assert len(list(ahead.outcomes(range(count)))) == count
+        assert most == concurrency + spare
 
 
+@pytest.mark.parametrize("spare", [0, 2])
 @pytest.mark.parametrize("concurrency", [1, 2, 4, 8])
-def test_no_more_than_twice_the_concurrency_is_taken_ahead(concurrency: int) -> None:
+def test_no_more_than_twice_the_concurrency_is_taken_ahead(concurrency: int, spare: int) -> None:
     """What was taken and not yet handed over stays within twice the concurrency, however slow the caller is."""
     pace, taken = Pace(alone=1.0), 0
 
@@ -120,7 +125,7 @@ def test_no_more_than_twice_the_concurrency_is_taken_ahead(concurrency: int) -> 
             taken += 1
             yield taken
 
-    with closing(pace.prefetch(concurrency)) as ahead:
+    with closing(pace.prefetch(concurrency, spare=spare)) as ahead:
         furthest = 0
         for handed, _ in enumerate(ahead.outcomes(numbers()), start=1):
             furthest = max(furthest, taken - handed)
