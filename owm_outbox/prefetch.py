@@ -13,22 +13,27 @@ __all__ = ["Prefetch"]
 
 R = TypeVar("R")
 
-_PROBE = 4  # pages fetched one by one before threads are thought of, unless the first is very slow
+_PROBE = 4  # pages fetched one by one before more threads are thought of, unless the first is very slow
 _WORTH_A_THREAD = 0.0015  # seconds a page is waited for; below that, threads cost more than they gain
 _REVIEW = 64  # pages after which threads have to show that they are faster
 _SETTLE = 512  # pages to go on one by one after they were not
 
 
 class Prefetch(Generic[R]):
-    """Calls ``fetch`` for each number, several calls at once, and yields the outcomes in order.
+    """Calls ``fetch`` for each number, several calls at once where that helps, and yields the outcomes in order.
 
-    It begins without threads, on the caller's own: where answers come at once, threads only get in each other's way.
-    They are used once the pages are worth waiting for, and given up again where they turn out slower. Memory is
-    bounded: no more than twice ``concurrency`` numbers are taken ahead of what was handed over.
+    It begins with one call at a time: where answers come at once, threads only get in each other's way. More are used
+    once the pages are worth waiting for, and given up again where they turn out slower. Memory is bounded: no more than
+    twice ``concurrency`` numbers are taken ahead of what was handed over.
 
-    :param fetch: called from any thread; what it raises is an outcome, too.
-    :param concurrency: calls at once; 1 makes all of them on the caller's thread.
+    All calls are made on threads of its own, also where there is only one at a time. The caller does nothing but wait,
+    so a signal handler may raise there: within a call it could leave a lock held for ever.
+
+    :param fetch: what it raises is an outcome, too.
+    :param concurrency: calls at once, at most.
     :param spare: calls more than that, which only prepare what ``fetch`` itself will not do at once more often.
+    :param clock: monotonic seconds.
+    :param cpu_clock: seconds that the calling thread has computed.
     """
 
     def __init__(
@@ -42,54 +47,54 @@ class Prefetch(Generic[R]):
     ) -> None:
         self._fetch = fetch
         self._concurrency = concurrency
-        self._spare = spare
         self._clock = clock
         self._cpu_clock = cpu_clock
-        self._todo: queue.SimpleQueue[_Call[R] | None] = queue.SimpleQueue()
-        self._threads = 0
+        self._one = _Threads("prefetch", 1, self._work)
+        self._many = _Threads("prefetch", concurrency + spare, self._work)
         self._closed = False
 
     def close(self) -> None:
         """Let the threads end as soon as their call is over; they do not keep the process alive."""
         self._closed = True
-        for _ in range(self._threads):
-            self._todo.put(None)
+        self._one.close()
+        self._many.close()
 
-    def outcomes(self, numbers: Iterable[int]) -> Iterator[tuple[int, R | Exception]]:
+    def outcomes(self, numbers: Iterable[int | None]) -> Iterator[tuple[int, R | Exception]]:
         """Yield each number with what ``fetch`` returned or raised for it.
 
-        ``numbers`` is asked for the next one no sooner than needed, so it may depend on what was handed over; it has
-        to cope with being asked a little ahead.
+        ``numbers`` is asked for the next one no sooner than needed, so it may depend on what was handed over. It may
+        answer ``None``: none as long as there are calls under way.
         """
-        left = _Numbers(numbers)
+        ahead: deque[_Call[R]] = deque()
+        try:
+            yield from self._one_by_one(ahead, _Numbers(numbers))
+        finally:
+            for call in ahead:  # given up half-way: what nobody has begun is not fetched any more
+                call.wanted = False
+
+    def _one_by_one(self, ahead: deque[_Call[R]], left: _Numbers) -> Iterator[tuple[int, R | Exception]]:
+        """Yield the outcomes of one thread, and of several for as long as that is better."""
         alone = _PROBE
         while not left.ended:
             began, waited, done = self._clock(), 0.0, 0
-            while (number := left.take()) is not None:
-                start, cpu = self._clock(), self._cpu_clock()
-                outcome = self._outcome(number)
-                waited += (self._clock() - start) - (self._cpu_clock() - cpu)
-                done += 1
-                yield number, outcome
+            # The first one has nothing beside it: it may show that nothing follows, or be a trial.
+            while self._fill(ahead, left, 2 if done else 1, self._one):
+                call = ahead.popleft()
+                outcome = call.result()
+                waited, done = waited + call.waited, done + 1
+                yield call.number, outcome
                 clearly = waited / done >= 10 * _WORTH_A_THREAD
                 if self._concurrency > 1 and (clearly or (done >= alone and waited / done >= _WORTH_A_THREAD)):
-                    yield from self._side_by_side(left, pace_to_beat=(self._clock() - began) / done)
+                    yield from self._side_by_side(ahead, left, pace_to_beat=(call.ended - began) / done)
                     break
             alone = _SETTLE
 
-    def _side_by_side(self, left: _Numbers, pace_to_beat: float) -> Iterator[tuple[int, R | Exception]]:
-        """Yield the outcomes of several threads, for as long as that is faster than seconds a page alone."""
-        while self._threads < self._concurrency + self._spare:
-            self._threads += 1
-            threading.Thread(target=self._work, name=f"prefetch-{self._threads}", daemon=True).start()
-        ahead: deque[_Call[R]] = deque()
+    def _side_by_side(
+        self, ahead: deque[_Call[R]], left: _Numbers, pace_to_beat: float
+    ) -> Iterator[tuple[int, R | Exception]]:
+        """Yield the outcomes of several threads, for as long as that is faster than so many seconds a page."""
         began, done, faster = self._clock(), 0, True
-        while True:
-            while faster and len(ahead) < 2 * self._concurrency and (number := left.take()) is not None:
-                ahead.append(_Call(number))
-                self._todo.put(ahead[-1])
-            if not ahead:
-                return
+        while (faster and self._fill(ahead, left, 2 * self._concurrency, self._many)) or ahead:
             call = ahead.popleft()
             yield call.number, call.result()
             done += 1
@@ -98,15 +103,29 @@ class Prefetch(Generic[R]):
                 faster = faster and (now - began) / _REVIEW < pace_to_beat
                 began = now
 
-    def _work(self) -> None:
-        while (call := self._todo.get()) is not None and not self._closed:
-            call.finish(self._outcome(call.number))
+    def _fill(self, ahead: deque[_Call[R]], left: _Numbers, most: int, threads: _Threads[R]) -> bool:
+        """Give these threads work, so that there are so many calls ahead; return whether there are any."""
+        while len(ahead) < most and (number := left.take()) is not None:
+            ahead.append(_Call(number))
+            threads.put(ahead[-1])
+        return bool(ahead)
 
-    def _outcome(self, number: int) -> R | Exception:
+    def _work(self, call: _Call[R]) -> bool:
+        """Make a call; return whether to go on."""
+        if self._closed:
+            return False
+        if not call.wanted:
+            return True
+        start, cpu = self._clock(), self._cpu_clock()
+        outcome: R | Exception
         try:
-            return self._fetch(number)
+            outcome = self._fetch(call.number)
         except Exception as error:  # handed to the caller, who raises it or knows what to do
-            return error
+            outcome = error
+        call.ended = self._clock()
+        call.waited = (call.ended - start) - (self._cpu_clock() - cpu)
+        call.finish(outcome)
+        return True
 
 
 class _Call(Generic[R]):
@@ -114,6 +133,9 @@ class _Call(Generic[R]):
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.wanted = True
+        self.ended = 0.0
+        self.waited = 0.0  # seconds in which it did not compute
         self._outcome: R | Exception  # once it is done
         self._done = threading.Lock()  # a bare one: of all that waits, it costs the least
         self._done.acquire()
@@ -127,15 +149,46 @@ class _Call(Generic[R]):
         return self._outcome
 
 
+class _Threads(Generic[R]):
+    """So many threads that take calls from a queue; started with the first one."""
+
+    def __init__(self, name: str, count: int, work: Callable[[_Call[R]], bool]) -> None:
+        self._name = name
+        self._count = count
+        self._work = work
+        self._todo: queue.SimpleQueue[_Call[R] | None] = queue.SimpleQueue()
+        self._started = 0
+
+    def put(self, call: _Call[R]) -> None:
+        self._todo.put(call)
+        while self._started < self._count:
+            self._started += 1
+            threading.Thread(
+                target=self._run, name=f"{self._name}-{self._started}-of-{self._count}", daemon=True
+            ).start()
+
+    def close(self) -> None:
+        for _ in range(self._started):
+            self._todo.put(None)
+
+    def _run(self) -> None:
+        while (call := self._todo.get()) is not None and self._work(call):
+            pass
+
+
 class _Numbers:
     """The numbers still to be fetched."""
 
-    def __init__(self, numbers: Iterable[int]) -> None:
+    def __init__(self, numbers: Iterable[int | None]) -> None:
         self._left = iter(numbers)
         self.ended = False
 
     def take(self) -> int | None:
-        """Return the next one, ``None`` if there is none (any more)."""
-        number = None if self.ended else next(self._left, None)
-        self.ended = number is None
-        return number
+        """Return the next one, ``None`` if there is none now."""
+        if self.ended:
+            return None
+        try:
+            return next(self._left)
+        except StopIteration:
+            self.ended = True
+            return None

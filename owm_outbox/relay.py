@@ -108,8 +108,11 @@ class OutboxRelay:
             try:
                 self._extract(job, run)
                 self._deliver_all()
-            except (SinkUnavailable, SinkFull, Stopped) as error:
+            except (SinkUnavailable, SinkFull) as error:
                 trouble = error
+            except Stopped as error:
+                # Its traceback would keep alive whatever the signal ended, and what that has open.
+                trouble = error.with_traceback(None)
             except TryAgainLater as error:
                 trouble = self._deliver_all_despite(error)
             trouble = trouble or _lacking(run, self._missing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +17,7 @@ from owm_outbox.jobs.owm import OwmJob
 from owm_outbox_backends.memory import MemoryOutbox
 from owm_outbox_backends.sqlite import SqliteOutbox
 
-from support.commands import Outcome, run, start
+from support.commands import Outcome, environment, run, start
 from support.misbehaving import (
     Misbehaving,
     Reply,
@@ -140,6 +141,49 @@ def test_a_signal_ends_every_wait(
     assert (ending.code, ending.report.run_id) == (0, report["run_id"])
     assert sorted(page for page in service.pages if page is not None) == list(range(done, 30))
     assert ids_in(out) == ALL
+
+
+# Interrupted at so many moments, from the first request on: within Python's own locks, too.
+_MOMENTS = """
+import random, signal, sys
+from pathlib import Path
+from owm_outbox import OutboxRelay, Stopped
+from owm_outbox.jobs.owm import OwmJob
+from owm_outbox.stop import Stop
+from owm_outbox_backends.jsonl import JsonLinesSink
+from owm_outbox_backends.memory import MemoryOutbox
+
+url, concurrency, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+moments = random.Random(seed)
+job = OwmJob(OwmJob.Options(api_url=url, api_limit=1, concurrency=concurrency, retry_wait=0.001))
+for number in range(150):
+    print(number, flush=True)
+    stop = Stop()
+    with stop.on_signals(signal.SIGALRM):
+        signal.setitimer(signal.ITIMER_REAL, moments.uniform(0.001, 0.02))
+        try:
+            OutboxRelay(MemoryOutbox(), JsonLinesSink(Path("/dev/null")), stop=stop).run(job)
+        except Stopped:
+            continue
+    sys.exit("it was not stopped")
+print("done", flush=True)
+"""
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_signal_at_any_moment_ends_a_run(concurrency: int, seed: int, service: Misbehaving) -> None:
+    """Whatever the process does when a signal comes, the run ends: no lock stays held that its end waits for."""
+    service.misbehave(status(503), 3, 40)
+    done = subprocess.run(
+        [sys.executable, "-c", _MOMENTS, service.url, str(concurrency), str(seed)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment(),
+        check=False,
+    )
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "done"), done.stderr
 
 
 # -- under other circumstances

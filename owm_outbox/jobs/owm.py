@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -12,6 +12,9 @@ from msgspec import Meta
 from owm_outbox.job import Job, Page, Run
 from owm_outbox.paging_types import Answer, ApiUrl, PagedApiOptions
 from owm_outbox.task import Rejected
+
+if TYPE_CHECKING:
+    from owm_outbox.paging import PagedApi
 
 __all__ = ["OwmIngestionTask", "OwmJob"]
 
@@ -63,12 +66,17 @@ class OwmJob(Job[OwmIngestionTask]):
 
     def pages(self, run: Run) -> Iterator[Page[OwmIngestionTask]]:
         """Yield the cities that come after the run's checkpoint."""
-        from owm_outbox.paging import PagedApi  # imports requests, which --help and --version do without
+        # It imports requests, which --help and --version do without; and now, not with the first page, where a signal
+        # could end it half-way.
+        from owm_outbox.paging import PagedApi
 
+        return self._pages(PagedApi, run)
+
+    def _pages(self, api_class: type[PagedApi[_City, OwmIngestionTask]], run: Run) -> Iterator[Page[OwmIngestionTask]]:
         def task(city: _City) -> OwmIngestionTask:
             return OwmIngestionTask(run.task_id(city.city_id), city.latitude_deg, city.longitude_deg, city.city_id)
 
-        with PagedApi(self.options, "/cities/", parse=_parse, task=task) as api:
+        with api_class(self.options, "/cities/", parse=_parse, task=task) as api:
             yield from api.pages(run)
 
 
