@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -120,6 +121,8 @@ class Breaker:
         self._name = name
         self._fail_max = fail_max
         self._open_for = open_for
+        self._lock = threading.RLock()
+        self._closed = False
         self._storage = NotesStorage(notes, f"breaker:{name}", forget=open_for)
         self._breaker = pybreaker.CircuitBreaker(
             fail_max=fail_max,
@@ -133,8 +136,9 @@ class Breaker:
 
         :raises ApiUnavailable: the breaker is open; the message says until when.
         """
+        is_open = self._storage.state == pybreaker.STATE_OPEN  # first: it is set last
         opened_at = self._storage.opened_at
-        if self._storage.state != pybreaker.STATE_OPEN or opened_at is None:
+        if not is_open or opened_at is None:
             return
         reason = f" ({self._storage.reason})" if self._storage.reason else ""
         closes = opened_at + timedelta(seconds=self._open_for)
@@ -155,8 +159,14 @@ class Breaker:
                 self._storage.reason = reason
                 raise _RequestFailed
 
-        with contextlib.suppress(_RequestFailed, pybreaker.CircuitBreakerError):
-            self._breaker.call(outcome)
+        with self._lock, contextlib.suppress(_RequestFailed, pybreaker.CircuitBreakerError):
+            if not self._closed:
+                self._breaker.call(outcome)
+
+    def close(self) -> None:
+        """Count no more: the outbox may soon be somebody else's, and what is still under way is of no use to it."""
+        with self._lock:
+            self._closed = True
 
 
 class _RequestFailed(Exception):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,9 +17,11 @@ from uuid import uuid4
 
 import pytest
 
-from owm_outbox import ApiUnavailable, Outbox
+from owm_outbox import ApiUnavailable, Outbox, OutboxRelay, Stopped
 from owm_outbox.breaker import Breaker, NotesStorage
 from owm_outbox.jobs.owm import OwmIngestionTask, OwmJob
+from owm_outbox.stop import Stop
+from owm_outbox_backends.jsonl import JsonLinesSink
 from owm_outbox_backends.memory import MemoryOutbox
 from owm_outbox_backends.sqlite import SqliteOutbox
 
@@ -31,6 +36,7 @@ from support.misbehaving import (
     ids_in,
     misbehaving,
     produce,
+    record,
     reset,
     slow,
     status,
@@ -279,6 +285,34 @@ def test_threads_add_no_more_than_what_is_under_way(file: Outbox, service: Misbe
     assert "circuit breaker is open" in ending.line
     assert 20 <= len(service.requests) - 1 <= 20 + 7
     assert service.most_at_once == 8
+
+
+def test_nobody_counts_once_a_run_is_over(file: Outbox, service: Misbehaving, tmp_path: Path) -> None:
+    """Requests that are still under way when a run ends write nothing any more: the outbox may be another one's."""
+    service.misbehave(slow(0.05), 0)
+    service.misbehave(hang, *range(2, 100))
+    service.records = [record(number) for number in range(1, 5001)]
+    stop = Stop()
+    relay = OutboxRelay(file, JsonLinesSink(tmp_path / "out"), stop=stop)
+    job = OwmJob(OwmJob.Options(api_url=service.url, concurrency=8, retry_wait=0.001))
+    with stop.on_signals(signal.SIGUSR1), ThreadPoolExecutor(1) as pool:
+
+        def interrupt() -> None:
+            service.wait_for(lambda service: len(service.requests) == 10)
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+        pool.submit(interrupt)
+        with pytest.raises(Stopped):
+            relay.run(job)
+    name = f"breaker:{service.url}/cities/"
+    before = file.notes.get(name)
+    fetching = [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+    assert fetching
+    service.heal()  # lets the clients go that were kept waiting: eight failures
+    for thread in fetching:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    assert file.notes.get(name) == before
 
 
 def test_a_run_that_may_send_nothing_delivers_what_is_left(file: Outbox, service: Misbehaving, tmp_path: Path) -> None:
