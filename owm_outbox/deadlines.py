@@ -18,19 +18,28 @@ class Deadline:
         self.at = float("inf")  # once it runs
         self.passed = False
         self._socket: socket.socket | None = None
+        self._lock = threading.Lock()
 
     def watch(self, sock: socket.socket) -> None:
         """Take this socket for the request's."""
-        self._socket = sock
+        with self._lock:
+            self._socket = sock
         if self.passed:
             self.strike()
+
+    def let_go(self) -> None:
+        """Leave the socket alone from now on: it is another request's."""
+        with self._lock:
+            self._socket = None
 
     def strike(self) -> None:
         """End it now."""
         self.passed = True
-        if self._socket is not None:
-            with contextlib.suppress(OSError):  # it may be closed by now
-                self._socket.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            if self._socket is not None:
+                with contextlib.suppress(OSError):  # it may be closed by now
+                    # Not its own method: over TLS that takes the session away under the thread that reads from it.
+                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
 class Deadlines:

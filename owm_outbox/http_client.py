@@ -189,6 +189,8 @@ class _Dropped(Exception):
 class _HTTPConnection(urllib3.connection.HTTPConnection):
     """Connects and sends when it is the request's turn, and knows its deadline."""
 
+    _deadline: Deadline | None = None  # of the last request that was sent
+
     def connect(self) -> None:
         turn: Turn = _under_way.request[1]
         turn.take()
@@ -200,6 +202,9 @@ class _HTTPConnection(urllib3.connection.HTTPConnection):
         deadline: Deadline
         turn: Turn
         deadline, turn = _under_way.request
+        if self._deadline is not None:
+            self._deadline.let_go()  # that request's thread may not have stopped it yet
+        self._deadline = deadline
         deadline.watch(self.sock)
         ready = time.monotonic()
 
