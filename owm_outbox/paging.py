@@ -53,6 +53,7 @@ class _Progress(msgspec.Struct):
     page_size: int | None = None
     ended: bool = False  # all pages up to next_page were tried
     shifted: bool = False  # the total changed on the way, so a record may have slipped past
+    shrank: bool = False  # it did so downwards: what it says of the end is not believed without a look
     passes: int = 0  # how often all pages were gone through again
     came: bool = False  # at least one page did
     blank: bool = False  # the run had nothing when this began, so what comes has to be new
@@ -112,6 +113,7 @@ class PagedApi(Generic[R, T]):
         self._parse = parse
         self._task = task
         self._closing = threading.Event()
+        self._breaker: Breaker | None = None
         self._retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(ATTEMPTS),
             wait=self._wait,
@@ -134,6 +136,8 @@ class PagedApi(Generic[R, T]):
     def __exit__(self, *exc_info: object) -> None:
         self._closing.set()
         self._ahead.close()
+        if self._breaker is not None:
+            self._breaker.close()
         self._client.close()
 
     def pages(self, run: Run) -> Iterator[Page[T]]:
@@ -147,6 +151,7 @@ class PagedApi(Generic[R, T]):
             while True:
                 yield from self._forward(progress, run)
                 yield from self._again(progress)
+                self._look_for_the_end(progress)
                 if not self._needs_another_pass(progress, run):
                     break
                 progress.begin_pass(self._options.first_page)
@@ -156,6 +161,8 @@ class PagedApi(Generic[R, T]):
         if not progress.failed and progress.total is not None and run.accounted < progress.total:
             progress.begin_pass(self._options.first_page)  # for the next call: it looks through all pages again
             progress.passes = 0
+        if progress.came and not run.accounted and not progress.failed:
+            log.warning("%s says that it has nothing at all", without_password(self._url))
         yield self._page(progress, missing=progress.failed)
 
     # -- which pages
@@ -177,6 +184,8 @@ class PagedApi(Generic[R, T]):
         if progress.failed or progress.total is None:
             return False
         short = run.accounted < progress.total
+        if self._options.look_twice and progress.passes == 0:
+            return True
         if not short and not progress.shifted:
             return False
         if progress.passes >= (_MORE_PASSES if progress.shifted else 1):
@@ -196,10 +205,16 @@ class PagedApi(Generic[R, T]):
         group: _Group[T] = _Group()
         empty, barren, again, last = 0, 0, 0, None
         for number, outcome in self._ahead.outcomes(self._numbers(progress)):
-            if self._at_end(progress):
-                break  # the end came nearer while this page was under way
+            if self._at_end(progress):  # it came nearer on the way
+                nothing = isinstance(outcome, RequestFailed) or not (isinstance(outcome, Exception) or _holds(outcome))
+                if nothing or not progress.shrank:
+                    break
             if isinstance(outcome, RequestFailed):
                 if not progress.came and (outcome.unreachable or progress.failed):
+                    progress.next_page, progress.failed = (
+                        self._options.first_page,
+                        [],
+                    )  # the next call asks for it again
                     raise ApiUnavailable(f"{outcome}: nothing could be read; call again later") from outcome
                 log.warning("page %d is set aside: %s", number, outcome)
                 progress.failed.append(number)
@@ -217,7 +232,7 @@ class PagedApi(Generic[R, T]):
             last = outcome.records
             self._learn(progress, outcome)
             progress.next_page = number + 1
-            empty = 0 if outcome.records or outcome.rejected else empty + 1
+            empty = 0 if _holds(outcome) else empty + 1
             if empty >= (1 if outcome.total is None else _EMPTY_PAGES):
                 break
             # Made at once, not all together before a commit: that long the fetching threads would wait for this one.
@@ -239,12 +254,22 @@ class PagedApi(Generic[R, T]):
         progress.ended = True
         yield self._page(progress, group)
 
-    def _numbers(self, progress: _Progress) -> Iterator[int]:
-        """Yield page numbers up to the end as it is known when the next one is needed."""
+    def _numbers(self, progress: _Progress) -> Iterator[int | None]:
+        """Yield page numbers up to the end as it is known when the next one is needed.
+
+        Where it is not known whether there is such a page, because none came yet or because it is beyond an end that
+        came nearer on the way, one at a time: some APIs answer 404, and that counts as a failure.
+        """
         number = progress.next_page
-        while not progress.ended and (progress.total is None or number < self._end(progress)):
-            yield number
-            number += 1
+        while not progress.ended:
+            beyond = progress.total is not None and number >= self._end(progress)
+            if beyond and not progress.shrank:
+                return
+            if number > progress.next_page and (beyond or not progress.came):
+                yield None
+            else:
+                yield number
+                number += 1
 
     def _again(self, progress: _Progress) -> Iterator[Page[T]]:
         """Try once more what was set aside."""
@@ -260,6 +285,22 @@ class PagedApi(Generic[R, T]):
             group.add(map(self._task, outcome.records), outcome.rejected)
             yield self._page(progress, group)
 
+    def _look_for_the_end(self, progress: _Progress) -> None:
+        """Forget pages that never came if there are no such pages any more, because the list became shorter.
+
+        What said that there are was the total of an earlier page; the first page is asked for the newest.
+        """
+        first = self._options.first_page
+        if progress.total is None or not progress.failed or max(progress.failed) < self._end(progress) - 1:
+            return
+        for _, outcome in self._ahead.outcomes([first] if first not in progress.failed else []):
+            if isinstance(outcome, RequestFailed):
+                return
+            if isinstance(outcome, Exception):
+                raise outcome
+            self._learn(progress, outcome)
+            progress.failed = [number for number in progress.failed if number < self._end(progress)]
+
     def _at_end(self, progress: _Progress) -> bool:
         return progress.ended or (progress.total is not None and progress.next_page >= self._end(progress))
 
@@ -271,6 +312,7 @@ class PagedApi(Generic[R, T]):
         progress.came = True
         if answer.total is not None:
             progress.shifted |= progress.total not in (None, answer.total)
+            progress.shrank |= progress.total is not None and answer.total < progress.total
             progress.total = answer.total
         if answer.limit is not None and 0 < answer.limit < self._options.api_limit:
             progress.page_size = answer.limit  # the API caps it: there are more pages than we thought
@@ -282,7 +324,8 @@ class PagedApi(Generic[R, T]):
             came_before = progress.ended or progress.passes > 0
             end = progress.next_page if progress.total is None or came_before else self._end(progress)
             end = min(end, progress.next_page + _MOST_MISSING)
-            missing = sorted({*progress.failed, *range(progress.next_page, end)})
+            to_come = range(progress.next_page, end)
+            missing = sorted({*progress.failed, *to_come}) if progress.failed else to_come
         return Page(
             tasks=group.tasks if group else (),
             checkpoint=msgspec.json.encode(progress),
@@ -307,11 +350,13 @@ class PagedApi(Generic[R, T]):
 
     def _attempt(self, number: int) -> Answer[R]:
         """Make one request, unless the breaker is open, and let the breaker count what came of it."""
+        assert self._breaker is not None  # noqa: S101 - for the type checker
+        breaker = self._breaker
         body = self._client.get(
             self._url,
             {"page": number, "limit": self._options.api_limit},
-            allow=self._breaker.check,
-            on_failure=lambda error: self._breaker.count(failed=True, reason=str(error)),
+            allow=breaker.check,
+            on_failure=lambda error: breaker.count(failed=True, reason=str(error)),
         )
         try:
             answer = self._parse(body)
@@ -322,10 +367,14 @@ class PagedApi(Generic[R, T]):
                 f"{without_password(self._url)}?page={number}&limit={self._options.api_limit} "
                 f"gave no valid page ({error}): {body[:60]!r}"
             )
-            self._breaker.count(failed=True, reason=str(failure))
+            breaker.count(failed=True, reason=str(failure))
             raise failure from error
-        self._breaker.count(failed=False)
+        breaker.count(failed=False)
         return answer
+
+
+def _holds(answer: Answer[R]) -> bool:
+    return bool(answer.records or answer.rejected)
 
 
 def _log_failure(state: tenacity.RetryCallState) -> None:

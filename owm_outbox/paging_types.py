@@ -31,6 +31,10 @@ class PagedApiOptions(JobOptions, frozen=True):
     api_token: Annotated[Token | None, Meta(description="Sent as bearer token")] = None
     concurrency: Annotated[int, Meta(ge=1, le=64, description="Requests at once, at most")] = 4
     first_page: Annotated[int, Meta(ge=0, description="Number of the API's first page")] = 0
+    look_twice: Annotated[
+        bool,
+        Meta(description="Go through all pages once more, also where the total says that none slipped past"),
+    ] = False
     retry_wait: Annotated[
         float, Meta(gt=0, le=30, description="Seconds before a request's second attempt; doubles up to 30")
     ] = 1.0

@@ -37,6 +37,7 @@ from support.misbehaving import (
     cut_chunked,
     delivered,
     envelope,
+    good,
     gzip_bomb,
     hang,
     huge,
@@ -95,7 +96,8 @@ def test_two_bad_pages_of_341_keep_nothing_else_back(tmp_path: Path, out: Path) 
         last = first.err.splitlines()[-1]
         assert last.startswith("owm-producer: 2 pages of owm never came (100, 340)")
         asked = Counter(service.pages)
-        assert {page: count for page, count in asked.items() if count > 1} == {100: 10, 340: 10}
+        # Page 0 a second time: what the newest total is, for the list may have become shorter than its last page.
+        assert {page: count for page, count in asked.items() if count > 1} == {0: 2, 100: 10, 340: 10}
         assert set(asked) == set(range(341))
         service.heal()
         service.requests.clear()
@@ -526,6 +528,87 @@ def test_a_list_that_changes_under_the_reader_loses_nothing(
     assert current <= set(ids)
 
 
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_who_looks_twice_finds_what_the_total_hides(concurrency: int, out: Path) -> None:
+    """A city that moved to a page that came, while one that came left and a new one joined, is found when asked for."""
+    with misbehaving(made_up(1000)) as service:
+
+        def swap(request: Request) -> None:
+            if request.page == 4 and service.pages.count(4) == 1:
+                del service.records[0]
+                service.records.append(record(10_000))
+
+        service.misbehave(slow(0.03), 0, times=1)
+        service.changing = swap
+        ending = produce(service, MemoryOutbox(), out, concurrency=concurrency, look_twice=True)
+        current = {json.loads(city)["city_id"] for city in service.records}
+    assert (ending.code, ending.report.expected, ending.report.extracted) == (0, 1000, 1001)
+    ids = ids_in(out)
+    assert len(ids) == len(set(ids))
+    assert current <= set(ids)
+    assert Counter(service.pages) == dict.fromkeys(range(10), 2)
+
+
+@pytest.mark.parametrize("beyond", [good, status(404)], ids=["empty", "404"])
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_total_that_dips_for_a_moment_hides_nothing(concurrency: int, beyond: Reply, out: Path) -> None:
+    """An answer with too small a total, as a replica that lags gives, does not end the list there."""
+    with misbehaving(made_up(950)) as service:
+        totals = iter([950])
+
+        def dips(exchange: Exchange) -> None:
+            cities = json.loads(exchange.good())["cities"]
+            exchange.send(200, json.dumps({"cities": cities, "total_count": next(totals, 400)}).encode())
+
+        service.misbehave(beyond, *range(10, 100))
+        service.misbehave(dips)
+        ending = produce(service, MemoryOutbox(), out, concurrency=concurrency)
+    assert (ending.code, ending.report.expected, ending.report.missing) == (0, 400, [])
+    assert ids_in(out) == list(range(1, 951))
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_last_page_that_is_gone_is_not_missing(concurrency: int, out: Path) -> None:
+    """A page that only an older total promised, and that the API has no more, keeps no run from completing."""
+    with misbehaving(made_up(201)) as service:
+
+        def shrink(request: Request) -> None:
+            if request.page == 1 and service.pages.count(1) == 1:
+                del service.records[0]
+
+        service.misbehave(slow(0.03), 0, times=1)
+        service.misbehave(status(404), *range(2, 100))
+        service.changing = shrink
+        ending = produce(service, MemoryOutbox(), out, concurrency=concurrency)
+    assert (ending.code, ending.report.expected, ending.report.missing) == (0, 200, [])
+    assert ids_in(out) == list(range(1, 202))
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_bad_first_page_does_not_lead_beyond_the_end(concurrency: int, outbox: Outbox, out: Path) -> None:
+    """If the only page fails, what may follow is asked for one by one, and the next call begins with the first."""
+    with misbehaving(made_up(50)) as service:
+        service.misbehave(status(500), 0, times=5)
+        service.misbehave(status(404), *range(1, 100))
+        first = produce(service, outbox, out, concurrency=concurrency)
+        assert (first.code, service.pages) == (75, [0] * 5 + [1] * 5)
+        service.requests.clear()
+        second = produce(service, outbox, out, concurrency=concurrency)
+        assert (second.code, service.pages) == (0, [0])
+    assert second.report.run_id == first.report.run_id
+    assert ids_in(out) == list(range(1, 51))
+
+
+def test_an_api_that_has_nothing_is_pointed_out(out: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """No city at all is what the API may say, and hardly what it means: the run is complete, with a warning."""
+    with misbehaving([]) as service:
+        ending = produce(service, MemoryOutbox(), out)
+    assert (ending.code, ending.report.expected) == (0, 0)
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        f"{service.url}/cities/ says that it has nothing at all"
+    ]
+
+
 def test_many_new_cities_in_front_are_not_taken_for_a_repetition(out: Path) -> None:
     """If so many cities come in front that page after page holds known ones, the reader goes on to the end."""
     with misbehaving(made_up(6000)) as service:
@@ -588,8 +671,10 @@ def test_a_lively_list_read_by_many_threads_loses_nothing(seed: int, out: Path) 
 def test_a_city_hidden_in_every_pass_is_not_lost_without_a_word(out: Path, caplog: pytest.LogCaptureFixture) -> None:
     """If the list changes each time it is read, the run is incomplete, or says that a city may be missed."""
     with misbehaving(made_up(6)) as service:
-        hide = {1: (-1, 0), 2: (1, 0)}  # city 4 slips from page 1 to page 0 behind the reader, and back
-        changes = Changes(service, {2 * n + number: change for n in range(10) for number, change in hide.items()})
+        # City 4 slips from page 1 to page 0 behind the reader, and back. The first pass has two requests, the others a
+        # third one: as the list became shorter, its end is looked at.
+        firsts, seconds = (1, 3, 6, 9), (2, 4, 7, 10)
+        changes = Changes(service, dict.fromkeys(firsts, (-1, 0)) | dict.fromkeys(seconds, (1, 0)))
         ending = produce(service, MemoryOutbox(), out, concurrency=1, api_limit=3)
     lost = changes.stayed - set(ids_in(out))
     assert lost == {4}
