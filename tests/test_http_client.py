@@ -22,6 +22,7 @@ from owm_outbox.http_client import Client, RequestFailed
 
 from support.commands import run
 from support.misbehaving import (
+    CERTIFICATE,
     PATIENCE,
     Exchange,
     Misbehaving,
@@ -165,6 +166,55 @@ def test_a_connection_that_broke_is_replaced(service: Misbehaving) -> None:
         assert _get(client, service) == _get(client, service)
 
 
+# -- TLS
+
+
+@pytest.fixture
+def secure() -> Iterator[Misbehaving]:
+    """Serve some cities over TLS."""
+    with misbehaving(made_up(250), tls=True) as service:
+        yield service
+
+
+def _trusting(client: Client) -> Client:
+    client._session.verify = str(CERTIFICATE)
+    return client
+
+
+def test_tls_is_spoken_and_connections_are_kept(secure: Misbehaving) -> None:
+    """Over TLS bodies come as they do without, from several threads, by no more connections than threads."""
+    secure.misbehave(together(3), 1)
+    connections: set[object] = set()
+
+    def noted(exchange: Exchange) -> None:
+        connections.add(exchange.connection)
+        good(exchange)
+
+    secure.misbehave(noted, 0)
+    with closing(_trusting(_client(at_once=3))) as client, ThreadPoolExecutor(5) as pool:
+        assert len(set(pool.map(lambda _: _get(client, secure), range(50)))) == 1
+        assert 1 <= len(connections) <= 5
+        assert _many(client, secure, 20, threads=5) == 3
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(secure: Misbehaving) -> None:
+    """Nothing is sent to a server that cannot show that it is the one in the address; the line says why."""
+    assert "certificate verify failed" in str(_refused(secure, token=TOKEN))
+    assert secure.requests == []
+
+
+@pytest.mark.parametrize("reply", [hang, trickling_header, trickling_body, trickling_without_length])
+@pytest.mark.timeout(30)
+def test_a_request_over_tls_ends_at_its_timeout(reply: Reply, secure: Misbehaving) -> None:
+    """The timeout ends a request over TLS as it does any other, and the next one is none the worse for it."""
+    secure.misbehave(reply, 0)
+    with closing(_trusting(_client(timeout=0.5))) as client:
+        for _ in range(3):
+            with pytest.raises(RequestFailed, match=r" took longer than 0\.5 s$"):
+                _get(client, secure)
+        assert _get(client, secure, page=1)
+
+
 # -- deadlines and sizes
 
 
@@ -182,6 +232,18 @@ def test_the_timeout_counts_over_redirects(service: Misbehaving) -> None:
     service.misbehave(status(302, Location="/slowly"), 0)
     service.misbehave(trickling_body)
     assert "took longer than 0.2 s" in str(_refused(service, timeout=0.2))
+
+
+def test_a_deadline_ends_no_other_request(service: Misbehaving, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request's time that ends while the next one has its connection ends only itself, though nobody stopped it."""
+    service.misbehave(slow(1.5), 0)
+    service.misbehave(slow(1.0), 1)
+    with closing(_client(timeout=2.0)) as client:
+        # As if the first one's thread was held up between the last byte and its end.
+        monkeypatch.setattr(client._deadlines, "stop", lambda _: None)
+        assert _get(client, service, page=0)
+        assert _get(client, service, page=1)
+    assert service.pages == [0, 1]
 
 
 def test_time_in_the_queue_does_not_count(service: Misbehaving) -> None:

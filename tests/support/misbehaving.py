@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -23,6 +24,9 @@ from owm_outbox import RESUME_WITHIN, Outbox, OutboxError, OutboxRelay, RunRepor
 from owm_outbox.demo import City
 from owm_outbox.jobs.owm import OwmJob
 from owm_outbox_backends.jsonl import JsonLinesSink
+
+CERTIFICATE = Path(__file__).with_name("localhost.pem")
+"""Key and certificate, for 127.0.0.1 and for nothing but tests."""
 
 PATIENCE = 20.0
 """Seconds that anything here waits for what should come at once, so that a test fails rather than hangs."""
@@ -118,13 +122,20 @@ class Misbehaving(ThreadingHTTPServer):
 
     :param cities: what it has; ``records`` are theirs as raw JSON, and may be changed.
     :param bare: whether it gives arrays without a total.
+    :param tls: whether it speaks https, with a certificate for 127.0.0.1 that signed itself, `CERTIFICATE`.
     """
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, cities: Sequence[City], *, bare: bool = False) -> None:
+    def __init__(self, cities: Sequence[City], *, bare: bool = False, tls: bool = False) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self._scheme = "http"
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(CERTIFICATE)
+            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+            self._scheme = "https"
         self.records = [record(city.city_id, city.latitude_deg, city.longitude_deg) for city in cities]
         self.bare = bare
         self.total: int | None = None  # instead of the true one
@@ -143,7 +154,7 @@ class Misbehaving(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         """Its address."""
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        return f"{self._scheme}://127.0.0.1:{self.server_address[1]}"
 
     @property
     def pages(self) -> list[int | None]:
@@ -245,9 +256,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def misbehaving(cities: Sequence[City], *, bare: bool = False) -> Iterator[Misbehaving]:
+def misbehaving(cities: Sequence[City], *, bare: bool = False, tls: bool = False) -> Iterator[Misbehaving]:
     """Serve these cities for the length of a block; fails if the server itself had an error."""
-    service = Misbehaving(cities, bare=bare)
+    service = Misbehaving(cities, bare=bare, tls=tls)
     threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.005}, daemon=True).start()
     try:
         yield service
