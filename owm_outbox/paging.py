@@ -53,7 +53,7 @@ class _Progress(msgspec.Struct):
     page_size: int | None = None
     ended: bool = False  # all pages up to next_page were tried
     shifted: bool = False  # the total changed on the way, so a record may have slipped past
-    shrank: bool = False  # it did so downwards: what it says of the end is not believed without a look
+    most: int = 0  # the highest total so far: where a lower one came later, its end is not believed without a look
     passes: int = 0  # how often all pages were gone through again
     came: bool = False  # at least one page did
     blank: bool = False  # the run had nothing when this began, so what comes has to be new
@@ -207,7 +207,7 @@ class PagedApi(Generic[R, T]):
         for number, outcome in self._ahead.outcomes(self._numbers(progress)):
             if self._at_end(progress):  # it came nearer on the way
                 nothing = isinstance(outcome, RequestFailed) or not (isinstance(outcome, Exception) or _holds(outcome))
-                if nothing or not progress.shrank:
+                if nothing or number >= self._end(progress, progress.most):
                     break
             if isinstance(outcome, RequestFailed):
                 if not progress.came and (outcome.unreachable or progress.failed):
@@ -263,7 +263,7 @@ class PagedApi(Generic[R, T]):
         number = progress.next_page
         while not progress.ended:
             beyond = progress.total is not None and number >= self._end(progress)
-            if beyond and not progress.shrank:
+            if beyond and number >= self._end(progress, progress.most):
                 return
             if number > progress.next_page and (beyond or not progress.came):
                 yield None
@@ -304,15 +304,16 @@ class PagedApi(Generic[R, T]):
     def _at_end(self, progress: _Progress) -> bool:
         return progress.ended or (progress.total is not None and progress.next_page >= self._end(progress))
 
-    def _end(self, progress: _Progress) -> int:
+    def _end(self, progress: _Progress, total: int | None = None) -> int:
+        """Return the number of the first page that there is not, with the newest total or another one."""
         size = progress.page_size or self._options.api_limit
-        return self._options.first_page + -(-(progress.total or 0) // size)
+        return self._options.first_page + -(-((progress.total if total is None else total) or 0) // size)
 
     def _learn(self, progress: _Progress, answer: Answer[R]) -> None:
         progress.came = True
         if answer.total is not None:
             progress.shifted |= progress.total not in (None, answer.total)
-            progress.shrank |= progress.total is not None and answer.total < progress.total
+            progress.most = max(progress.most, answer.total)
             progress.total = answer.total
         if answer.limit is not None and 0 < answer.limit < self._options.api_limit:
             progress.page_size = answer.limit  # the API caps it: there are more pages than we thought
