@@ -31,20 +31,27 @@ def without_password(text: str) -> str:
     """
     shown, masked = _USERINFO.subn(r"\1***@", text, count=1)
     if not masked:
-        shown = _USERINFO_ODD.sub(r"\1***@", text, count=1)
+        shown = _USERINFO_ODD.sub(_masked_odd, text, count=1)
     shown = _NO_PORT.sub(r"\1***", shown, count=1)  # not a number: perhaps a password whose user and @ were forgotten
     address, mark, query = shown.partition("?")
     return address + mark + "&".join(map(_without_secret, query.split("&")))
 
 
-# scheme:, slashes, a user's name and a colon; then a password up to the last @ of the authority, …
-_BEFORE = r"^((?:[a-zA-Z][\w+.-]*:)?/*[^:/?#@]*:)(?!/)"
+# scheme:, slashes (without them it is no scheme, but a user's name), a user's name and a colon; then a password up to
+# the last @ of the authority, …
+_BEFORE = r"^((?:[a-zA-Z][\w+.-]*:(?=/))?/*[^:/?#@]*:)(?!/)"
 _USERINFO = re.compile(_BEFORE + r"[^/?#]*@")
 # … or one with characters that should have been escaped; but a port, a path and an @ in that are none.
-_USERINFO_ODD = re.compile(_BEFORE + r"(?!\d+[/?#]).*@", re.DOTALL)
+_USERINFO_ODD = re.compile(_BEFORE + r"(?!\d+[/?#])(.*)@(.*)", re.DOTALL)
 _NO_PORT = re.compile(
     r"^((?:[a-zA-Z][\w+.-]*:)?//(?:[^/?#]*@)?+(?:\[[^\]]*\]|[^:/?#@\[]*):)(?!\d*(?:[/?#]|$)).*$", re.DOTALL
 )
+
+
+def _masked_odd(found: re.Match[str]) -> str:
+    before, hidden, after = found.groups()
+    # A ? before the @: it may as well be in an option, and what follows the rest of a password.
+    return f"{before}***" if "?" in hidden else f"{before}***@{after}"
 
 
 def _without_secret(pair: str) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import quote, quote_plus
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import Meta
 
@@ -212,6 +212,8 @@ def _complaint(text: str) -> str:
         _forms(OPTION, _passwords(without="&")),
     )
 )
+@example(f"user:{MARK}:{MARK}@host:6379/0")  # not a scheme, a user and a password
+@example(f"redis://host:port/0?ssl_password={MARK}@{MARK}")  # not a user, and a password up to the @
 def test_no_part_of_a_password_is_ever_shown(text: str) -> None:
     """Whatever a password holds, and however wrong the URL around it is, nothing of it is in what is shown."""
     assert MARK not in without_password(text)
