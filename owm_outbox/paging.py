@@ -181,11 +181,14 @@ class PagedApi(Generic[R, T]):
 
     def _needs_another_pass(self, progress: _Progress, run: Run) -> bool:
         """Say whether a record may have slipped from one page to another while they were read."""
-        if progress.failed or progress.total is None:
+        if progress.failed:
+            return False
+        if self._options.look_twice and progress.passes == 0:
+            log.info("going through the API's pages once more, as asked for")
+            return True
+        if progress.total is None:
             return False
         short = run.accounted < progress.total
-        if self._options.look_twice and progress.passes == 0:
-            return True
         if not short and not progress.shifted:
             return False
         if progress.passes >= (_MORE_PASSES if progress.shifted else 1):

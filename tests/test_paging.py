@@ -528,10 +528,11 @@ def test_a_list_that_changes_under_the_reader_loses_nothing(
     assert current <= set(ids)
 
 
+@pytest.mark.parametrize("bare", [False, True])
 @pytest.mark.parametrize("concurrency", [1, 8])
-def test_who_looks_twice_finds_what_the_total_hides(concurrency: int, out: Path) -> None:
+def test_who_looks_twice_finds_what_the_total_hides(concurrency: int, bare: bool, out: Path) -> None:
     """A city that moved to a page that came, while one that came left and a new one joined, is found when asked for."""
-    with misbehaving(made_up(1000)) as service:
+    with misbehaving(made_up(1000), bare=bare) as service:
 
         def swap(request: Request) -> None:
             if request.page == 4 and service.pages.count(4) == 1:
@@ -542,11 +543,13 @@ def test_who_looks_twice_finds_what_the_total_hides(concurrency: int, out: Path)
         service.changing = swap
         ending = produce(service, MemoryOutbox(), out, concurrency=concurrency, look_twice=True)
         current = {json.loads(city)["city_id"] for city in service.records}
-    assert (ending.code, ending.report.expected, ending.report.extracted) == (0, 1000, 1001)
+    assert (ending.code, ending.report.expected, ending.report.extracted) == (0, None if bare else 1000, 1001)
     ids = ids_in(out)
     assert len(ids) == len(set(ids))
     assert current <= set(ids)
-    assert Counter(service.pages) == dict.fromkeys(range(10), 2)
+    assert {page: count for page, count in Counter(service.pages).items() if (page or 0) < 10} == dict.fromkeys(
+        range(10), 2
+    )
 
 
 @pytest.mark.parametrize("beyond", [good, status(404)], ids=["empty", "404"])
