@@ -134,11 +134,11 @@ class PagedApi(Generic[R, T]):
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._closing.set()
         self._ahead.close()
         if self._breaker is not None:
             self._breaker.close()
         self._client.close()
+        self._closing.set()  # last: who waits for the next attempt would make it now, and all that follow
 
     def pages(self, run: Run) -> Iterator[Page[T]]:
         """Yield what is still to come of this run, several of the API's pages in one `Page` where they come fast.

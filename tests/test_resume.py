@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -129,6 +130,7 @@ def test_a_signal_ends_every_wait(
     assert process.returncode == 128 + signum
     [line] = stderr.decode().splitlines()
     assert line.startswith(f"owm-producer: stopped by {signum.name}")
+    assert max(Counter(service.pages).values()) == 1, "a stop is no reason to try again"
     report = json.loads(stdout)
     assert not report["complete"]
     done = command.next_page()
@@ -138,7 +140,7 @@ def test_a_signal_ends_every_wait(
     service.requests.clear()
     with SqliteOutbox(command.file) as outbox:
         ending = produce(service, outbox, out)
-    assert (ending.code, ending.report.run_id) == (0, report["run_id"])
+    assert (ending.code, ending.line, ending.report.run_id) == (0, "", report["run_id"])
     assert sorted(page for page in service.pages if page is not None) == list(range(done, 30))
     assert ids_in(out) == ALL
 
