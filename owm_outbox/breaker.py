@@ -121,7 +121,7 @@ class Breaker:
         self._name = name
         self._fail_max = fail_max
         self._open_for = open_for
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._closed = False
         self._storage = NotesStorage(notes, f"breaker:{name}", forget=open_for)
         self._breaker = pybreaker.CircuitBreaker(

@@ -214,10 +214,8 @@ class PagedApi(Generic[R, T]):
                     break
             if isinstance(outcome, RequestFailed):
                 if not progress.came and (outcome.unreachable or progress.failed):
-                    progress.next_page, progress.failed = (
-                        self._options.first_page,
-                        [],
-                    )  # the next call asks for it again
+                    # The next call begins anew: what failed here was maybe all there is.
+                    progress.next_page, progress.failed = self._options.first_page, []
                     raise ApiUnavailable(f"{outcome}: nothing could be read; call again later") from outcome
                 log.warning("page %d is set aside: %s", number, outcome)
                 progress.failed.append(number)

@@ -49,8 +49,8 @@ class Prefetch(Generic[R]):
         self._concurrency = concurrency
         self._clock = clock
         self._cpu_clock = cpu_clock
-        self._one = _Threads("prefetch", 1, self._work)
-        self._many = _Threads("prefetch", concurrency + spare, self._work)
+        self._one = _Threads(1, self._work)
+        self._many = _Threads(concurrency + spare, self._work)
         self._closed = False
 
     def close(self) -> None:
@@ -152,8 +152,7 @@ class _Call(Generic[R]):
 class _Threads(Generic[R]):
     """So many threads that take calls from a queue; started with the first one."""
 
-    def __init__(self, name: str, count: int, work: Callable[[_Call[R]], bool]) -> None:
-        self._name = name
+    def __init__(self, count: int, work: Callable[[_Call[R]], bool]) -> None:
         self._count = count
         self._work = work
         self._todo: queue.SimpleQueue[_Call[R] | None] = queue.SimpleQueue()
@@ -163,9 +162,8 @@ class _Threads(Generic[R]):
         self._todo.put(call)
         while self._started < self._count:
             self._started += 1
-            threading.Thread(
-                target=self._run, name=f"{self._name}-{self._started}-of-{self._count}", daemon=True
-            ).start()
+            name = f"prefetch-{self._started}-of-{self._count}"
+            threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def close(self) -> None:
         for _ in range(self._started):

@@ -52,6 +52,31 @@ class Pace:
         )
 
 
+class Held:
+    """Fetches as ``pace`` does, but holds pages 2 to 99 until it is told to let go."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+        self._lets_go, self._busy = threading.Event(), threading.Semaphore(0)
+
+    def fetch(self, number: int) -> int:
+        """Fetch a page."""
+        self._pace.fetch(number)
+        if 1 < number < 100:
+            self._busy.release()
+            assert self._lets_go.wait(PATIENCE)
+        return number
+
+    def wait_for(self, count: int) -> None:
+        """Wait until so many more are held."""
+        for _ in range(count):
+            assert self._busy.acquire(timeout=PATIENCE)
+
+    def let_go(self) -> None:
+        """Let them all come."""
+        self._lets_go.set()
+
+
 @pytest.fixture(autouse=True)
 def no_thread_stays() -> Iterator[None]:
     """Check that each test's threads end, once it has closed what it opened."""
@@ -212,22 +237,14 @@ def test_none_is_none_for_now(concurrency: int) -> None:
 
 def test_what_nobody_wants_any_more_is_not_fetched() -> None:
     """Of a round that was given up only what was under way is still fetched."""
-    pace, lets_go, busy = Pace(alone=1.0), threading.Event(), threading.Semaphore(0)
-
-    def fetch(number: int) -> int:
-        pace.fetch(number)
-        if 1 < number < 100:
-            busy.release()
-            assert lets_go.wait(PATIENCE)
-        return number
-
-    with closing(pace.prefetch(4, fetch)) as ahead:
+    pace = Pace(alone=1.0)
+    held = Held(pace)
+    with closing(pace.prefetch(4, held.fetch)) as ahead:
         outcomes = ahead.outcomes(range(100))
         assert [next(outcomes), next(outcomes)] == [(0, 0), (1, 1)]
-        for _ in range(4):
-            assert busy.acquire(timeout=PATIENCE)
+        held.wait_for(4)
         outcomes.close()  # type: ignore[attr-defined]  # a generator
-        lets_go.set()
+        held.let_go()
         assert [number for number, _ in ahead.outcomes(range(100, 120))] == list(range(100, 120))
     assert sorted(pace.threads) == [*range(6), *range(100, 120)]
 
@@ -325,23 +342,15 @@ def test_a_round_that_is_given_up_leaves_nothing_to_the_next() -> None:
 
 def test_close_ends_the_threads() -> None:
     """After close, each thread ends with the call it is in; what was waiting is not fetched any more."""
-    pace, lets_go, busy = Pace(alone=1.0), threading.Event(), threading.Semaphore(0)
-
-    def fetch(number: int) -> int:
-        pace.fetch(number)
-        if number > 1:
-            busy.release()
-            assert lets_go.wait(PATIENCE)
-        return number
-
-    with closing(pace.prefetch(4, fetch)) as ahead:
+    pace = Pace(alone=1.0)
+    held = Held(pace)
+    with closing(pace.prefetch(4, held.fetch)) as ahead:
         outcomes = ahead.outcomes(range(100))
         assert [next(outcomes), next(outcomes)] == [(0, 0), (1, 1)]
-        for _ in range(4):
-            assert busy.acquire(timeout=PATIENCE)
+        held.wait_for(4)
         threads = {thread for number, thread in pace.threads.items() if number > 1}
         assert len(threads) == 4
-    lets_go.set()
+    held.let_go()
     for thread in threads:
         thread.join(PATIENCE)
         assert not thread.is_alive()
