@@ -1,72 +1,82 @@
 """An outbox relay: tasks are made durable, delivered in batches, and cleared."""
 
 from owm_outbox.errors import (
-    ApiUnavailable,
     ConfigurationError,
     EntriesRejected,
+    ExitCode,
     JobError,
-    OutboxError,
+    MarkConflict,
+    OutboxInvalid,
     OutboxLocked,
     OutboxUnavailable,
-    OutboxUnusable,
-    PositionConflict,
-    RunIncomplete,
+    OwmOutboxError,
     SinkFull,
     SinkUnavailable,
+    SourceUnavailable,
     Stopped,
     TaskError,
     TryAgainLater,
 )
-from owm_outbox.job import Job, JobOptions, Notes, Page, Run, Secret
-from owm_outbox.outbox import RESUME_WITHIN, DeadLetterStore, Outbox, OutboxStats, RunSummary
+from owm_outbox.job import Job, JobOptions, Page, Secret
+from owm_outbox.observer import Observer
+from owm_outbox.outbox import MAX_BYTES, RESUME_WITHIN, DeadLetterStore, Outbox, OutboxStats, Stored, may_resume
 from owm_outbox.relay import OutboxRelay
-from owm_outbox.report import Observer, RunReport
-from owm_outbox.sink import Place, Sink
+from owm_outbox.run import MemoryState, Run, RunIncomplete, RunRecord, RunReport, StateStore
+from owm_outbox.sink import Sink, pause
 from owm_outbox.stop import Stop
-from owm_outbox.task import Batch, DeadLetter, Entry, Key, Rejected, encode
+from owm_outbox.task import NO_HEADERS, NOTHING, Batch, DeadLetter, Entry, InvalidRecord, Key, Mark, NewEntry, encode
 from owm_outbox.url import URL
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "MAX_BYTES",
+    "NOTHING",
+    "NO_HEADERS",
     "RESUME_WITHIN",
     "URL",
-    "ApiUnavailable",
     "Batch",
     "ConfigurationError",
     "DeadLetter",
     "DeadLetterStore",
     "EntriesRejected",
     "Entry",
+    "ExitCode",
+    "InvalidRecord",
     "Job",
     "JobError",
     "JobOptions",
     "Key",
-    "Notes",
+    "Mark",
+    "MarkConflict",
+    "MemoryState",
+    "NewEntry",
     "Observer",
     "Outbox",
-    "OutboxError",
+    "OutboxInvalid",
     "OutboxLocked",
     "OutboxRelay",
     "OutboxStats",
     "OutboxUnavailable",
-    "OutboxUnusable",
+    "OwmOutboxError",
     "Page",
-    "Place",
-    "PositionConflict",
-    "Rejected",
     "Run",
     "RunIncomplete",
+    "RunRecord",
     "RunReport",
-    "RunSummary",
     "Secret",
     "Sink",
     "SinkFull",
     "SinkUnavailable",
+    "SourceUnavailable",
+    "StateStore",
     "Stop",
     "Stopped",
+    "Stored",
     "TaskError",
     "TryAgainLater",
     "__version__",
     "encode",
+    "may_resume",
+    "pause",
 ]

@@ -1,69 +1,78 @@
 """One root error, and what each of its kinds means for the caller.
 
 No exception of a third-party package crosses a seam: an outbox, a sink or the paged API raises one of these, and
-the message says what happened, to what, and what to do next. ``exit_code`` is what a command ends with (sysexits).
+the message says what happened, to what, and what to do next. ``exit_code`` is what a command ends with.
 """
 
 from __future__ import annotations
 
+import enum
 import signal
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from owm_outbox.report import RunReport
 
 __all__ = [
-    "ApiUnavailable",
     "ConfigurationError",
     "EntriesRejected",
+    "ExitCode",
     "JobError",
-    "OutboxError",
+    "MarkConflict",
+    "OutboxInvalid",
     "OutboxLocked",
     "OutboxUnavailable",
-    "OutboxUnusable",
-    "PositionConflict",
-    "RunIncomplete",
+    "OwmOutboxError",
     "SinkFull",
     "SinkUnavailable",
+    "SourceUnavailable",
     "Stopped",
     "TaskError",
     "TryAgainLater",
 ]
 
 
-class OutboxError(Exception):
+class ExitCode(enum.IntEnum):
+    """What a command ends with; the numbers are those of sysexits.h, and 128 plus the signal."""
+
+    COMPLETE = 0
+    USAGE = 64
+    DEAD_LETTERS = 65
+    BUG = 70
+    OUTBOX_INVALID = 73
+    TRY_AGAIN_LATER = 75
+    CONFIGURATION = 78
+    SIGINT = 128 + signal.SIGINT
+    SIGTERM = 128 + signal.SIGTERM
+
+
+class OwmOutboxError(Exception):
     """The root of all errors raised by this package."""
 
-    exit_code = 70
-    report: RunReport | None = None
-    """The report of the run that this ended, where the call got as far as one."""
+    exit_code: int = ExitCode.BUG
 
 
-class ConfigurationError(OutboxError):
-    """An unknown plugin, a bad URL, option, environment variable or file: nothing was started."""
+class ConfigurationError(OwmOutboxError):
+    """An unknown plugin, a bad URL, option, environment variable or file: waiting does not fix it."""
 
-    exit_code = 78
+    exit_code = ExitCode.CONFIGURATION
 
 
-class OutboxUnusable(OutboxError):
+class OutboxInvalid(OwmOutboxError):
     """The outbox cannot be created, is not ours, or is damaged: a person has to look at it."""
 
-    exit_code = 73
+    exit_code = ExitCode.OUTBOX_INVALID
 
 
-class TaskError(OutboxError):
-    """A task has no ``task_id`` or cannot be encoded: a mistake in the code that made it."""
+class TaskError(OwmOutboxError):
+    """A task has no ``task_id``, no usable key, or cannot be encoded: a mistake in the code that made it."""
 
 
-class JobError(OutboxError):
-    """A job broke its contract: a mistake in the job's code."""
+class JobError(OwmOutboxError):
+    """A job broke its contract or raised an error of its own: a mistake in the job's code."""
 
 
-class TryAgainLater(OutboxError):
-    """Nothing is wrong with the tasks: what is in the outbox stays there, and the next call goes on."""
+class TryAgainLater(OwmOutboxError):
+    """Nothing is wrong with the tasks: what is in the outbox stays there, and the next run continues."""
 
-    exit_code = 75
+    exit_code = ExitCode.TRY_AGAIN_LATER
 
 
 class OutboxLocked(TryAgainLater):
@@ -74,12 +83,8 @@ class OutboxUnavailable(TryAgainLater):
     """The outbox takes no writes now (disk full, locked by another program); nothing uncommitted is reported."""
 
 
-class ApiUnavailable(TryAgainLater):
-    """The API a job reads from gives no usable answer, or its circuit breaker is open."""
-
-
-class RunIncomplete(TryAgainLater):
-    """Pages or tasks of a run are still missing; the next call fetches them."""
+class SourceUnavailable(TryAgainLater):
+    """The source a job reads from gives no usable answer, or its circuit breaker is open."""
 
 
 class SinkUnavailable(TryAgainLater):
@@ -97,32 +102,34 @@ class SinkFull(TryAgainLater):
         self.room = room
 
 
-class EntriesRejected(OutboxError):
-    """The sink refuses these entries for good, and holds nothing of the batch.
+class EntriesRejected(OwmOutboxError):
+    """The sink will never take these entries, and holds nothing of the batch.
 
     :param reasons: the reason by position; never empty.
     """
 
     def __init__(self, reasons: Mapping[int, str]) -> None:
+        count = len(reasons)
         super().__init__(
-            f"the sink refuses {len(reasons)} entries for good: {next(iter(reasons.values()), 'no entry was named')}"
+            f"the sink rejected {count} {'entry' if count == 1 else 'entries'} for good: "
+            f"{next(iter(reasons.values()), 'none was named')}"
         )
         self.reasons = dict(reasons)
 
 
-class PositionConflict(OutboxError):
-    """The sink holds another position than the batch starts from, and took nothing of it.
+class MarkConflict(OwmOutboxError):
+    """The sink holds another mark than the one the batch starts from, and took nothing of it.
 
-    :param held: the position that the sink holds for this outbox.
+    :param held: the mark that the sink holds for this outbox, as text; ``""`` for none.
     """
 
-    def __init__(self, held: int) -> None:
-        super().__init__(f"the sink holds position {held}")
+    def __init__(self, held: str) -> None:
+        super().__init__(f"the sink holds the mark {held!r}" if held else "the sink holds no mark")
         self.held = held
 
 
-class Stopped(OutboxError):
-    """The process was asked to stop; everything committed stays, the next call goes on.
+class Stopped(OwmOutboxError):
+    """The process was asked to stop; everything committed stays, and the next run continues.
 
     :param signum: the signal that asked.
     """

@@ -2,100 +2,98 @@
 
 from __future__ import annotations
 
+import hashlib
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, NamedTuple, Self
 
-from owm_outbox.errors import ConfigurationError
-from owm_outbox.job import Job, Notes, Run
-from owm_outbox.task import DeadLetter, Entry, Rejected
+from owm_outbox.errors import TaskError
+from owm_outbox.run import RunRecord, RunReport, StateStore
+from owm_outbox.task import NO_HEADERS, DeadLetter, Entry, InvalidRecord, Key, Mark, NewEntry, encode
 from owm_outbox.url import URL
 
-if TYPE_CHECKING:
-    from owm_outbox.report import RunReport
+__all__ = ["MAX_BYTES", "RESUME_WITHIN", "DeadLetterStore", "Outbox", "OutboxStats", "Stored", "may_resume"]
 
-__all__ = ["RESUME_WITHIN", "DeadLetterStore", "Outbox", "OutboxStats", "RunSummary"]
+MAX_BYTES = 8 * 2**20
+"""Bytes of payload in one batch, at most: keeps large tasks within memory, and within what a sink takes at once."""
 
 RESUME_WITHIN = timedelta(hours=1)
-"""An unfinished run younger than this is resumed."""
+"""An unfinished run is resumed if its last progress is younger than this."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunSummary:
-    """One run as the outbox remembers it.
+def may_resume(progressed_at: datetime, now: datetime, within: timedelta) -> bool:
+    """Return whether an unfinished run is young enough to be resumed.
 
-    :param state: ``open``, ``complete``, or ``incomplete`` (closed, never to be resumed).
-    :param report: the last report as JSON, if a call got as far as one.
+    A clock that was set back makes a time that is yet to come; one that is too far away counts like one too long ago.
+    """
+    return abs(now - progressed_at) < within
+
+
+class Stored(NamedTuple):
+    """What became of the entries of one ``store`` or ``append``.
+
+    :param new: entries stored, dead letters not among them.
+    :param rejected: dead letters stored.
+    :param duplicates: dropped, because the run had their key already.
+    :param replaced: dead letters of this run that an entry took the place of.
     """
 
-    id: str
-    job: str
-    state: str
-    started_at: datetime
-    finished_at: datetime | None
-    extracted: int
-    rejected: int
-    report: bytes | None
+    new: int
+    rejected: int = 0
+    duplicates: int = 0
+    replaced: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class OutboxStats:
     """What an outbox holds.
 
-    :param pending: entries beyond ``acknowledged`` that are no dead letters.
+    :param pending: entries beyond ``acknowledged`` that are not dead letters.
     :param oldest: when the oldest pending entry was stored.
     :param dead: dead letters.
-    :param acknowledged: the position up to which all is delivered.
+    :param acknowledged: the mark last acknowledged.
     :param last_position: the highest position ever given; 0 in a new outbox.
-    :param runs: the newest runs, newest first.
+    :param runs: the newest runs, newest first, ten at most.
     """
 
     pending: int
     oldest: datetime | None
     dead: int
-    acknowledged: int
+    acknowledged: Mark
     last_position: int
-    runs: Sequence[RunSummary] = ()
+    runs: Sequence[RunRecord] = ()
 
 
 class Outbox(ABC):
     """Keeps tasks, durably and in order, from before they are sent until the sink holds them.
 
-    Every method is atomic: after a crash within it, all of its effect is there or none. What a method returned from
-    is durable, to the degree that the outbox is durable at all. One relay at a time calls the writing methods, under
-    ``lock``; ``append`` without a run may come from anyone at any time. Errors are `OutboxUnusable` and
-    `OutboxUnavailable`, never those of the storage.
+    Every method is atomic: after a crash within it, all of its effect is there or none, except that delivered entries
+    may be cleared a slice at a time. What a method returned from is durable, to the degree that the outbox is durable
+    at all. One relay at a time calls the writing methods, under ``lock``; ``append`` without a run may be called by
+    anyone at any time. Errors are `OutboxInvalid` and `OutboxUnavailable`, never those of the storage.
     """
-
-    id: str
-    """Made once, stored in the outbox, the same after every restart: sinks hold positions by it."""
 
     @classmethod
     def from_url(cls, url: URL, *, create: bool = True) -> Self:
         """Open the outbox that ``url`` names. This default takes no options, and calls the class without arguments.
 
-        :param create: whether one that does not exist is made; commands that only look at it say no.
+        :param create: whether one that does not exist is made; commands that only look at it pass ``False``.
         :raises ConfigurationError: an option is unknown or its value makes no sense.
-        :raises OutboxUnusable: it cannot be created or is not ours; what was there is untouched.
+        :raises OutboxInvalid: it cannot be created or is not ours; what was there is untouched.
         """
         url.options()
         return cls()
 
-    @classmethod
-    def scratch(cls, url: URL) -> AbstractContextManager[Callable[[], Outbox]]:
-        """Give a function that opens a new outbox beside the one that ``url`` names, for ``owm-outbox check``.
+    # -- what an author writes
 
-        Called again, it opens the same one again; on exit that is gone.
-
-        :raises ConfigurationError: this default: the outbox cannot be checked without touching the real one.
-        """
-        raise ConfigurationError(
-            f"{cls.__name__} has no scratch(), so a live {url.scheme}: cannot be checked safely; "
-            "run its contract test, see owm_outbox.testing"
-        )
+    @property
+    @abstractmethod
+    def state(self) -> StateStore:
+        """Small values, stored in the outbox itself: they are copied, restored and lost together with its entries."""
 
     @abstractmethod
     def lock(self) -> AbstractContextManager[None]:
@@ -105,47 +103,49 @@ class Outbox(ABC):
         """
 
     @abstractmethod
-    def start_run(self, job: Job[Any], *, resume_within: timedelta = RESUME_WITHIN) -> Run:
-        """Return the job's unfinished run if it started less than ``resume_within`` ago, else a new run.
+    def start_run(self, job: str, *, resume_within: timedelta = RESUME_WITHIN) -> RunRecord:
+        """Return the job's open run if `may_resume` says so, else a new one.
 
-        An unfinished run of the job that is older is closed as incomplete: what it left pending stays pending. A
-        complete run is never returned again.
+        ``resume_within`` is stored with a new run. Every open run, of any job, that is older than its own
+        ``resume_within`` is closed as incomplete: what it left pending stays pending, what of it is acknowledged may
+        be cleared. So is this job's open run if it is not resumed. A closed run is never returned again.
         """
 
     @abstractmethod
-    def append(
+    def store(
         self,
-        tasks: Iterable[Any],
+        entries: Sequence[NewEntry],
         *,
-        run: Run | None = None,
+        run: str | None = None,
         checkpoint: bytes | None = None,
-        rejected: Sequence[Rejected] = (),
         expected: int | None = None,
-    ) -> int:
-        """Store tasks in the order given, each at a new position, and return how many were new.
+    ) -> Stored:
+        """Store entries in the order given, each at a new position, in one commit with what they say of the run.
 
-        With a run: a task whose key the run already has, delivered or not, is dropped; ``checkpoint`` and
-        ``expected``, unless ``None``, replace the run's; ``rejected`` become dead letters, one a key; all in one
-        commit with the tasks, after which ``run`` shows the new figures. Without a run nothing is dropped.
+        A position becomes readable only after all lower ones: nothing may appear behind a reader. An entry with a
+        ``reason`` is stored as a dead letter.
 
-        :raises TaskError: a task cannot be stored; then none of the call is.
+        With a run, by its id: an entry whose key is already there under this run, delivered or not, is dropped, the
+        first one of a key within ``entries`` is not. A key that is there only as a record which never became a task is
+        free for one that did, and the dead letter is deleted. ``checkpoint`` and ``expected``, unless ``None``, replace the
+        run's; the run's ``progressed_at`` becomes now, and its figures grow by what is returned. Without a run nothing
+        is dropped.
         """
 
     @abstractmethod
-    def read(self, after: int, limit: int) -> Sequence[Entry]:
-        """Return up to ``limit`` entries with positions beyond ``after``, in order; no dead letters.
+    def read(self, after: int, limit: int, max_bytes: int = MAX_BYTES) -> Sequence[Entry]:
+        """Return the entries beyond the position ``after``, in order; no dead letters.
 
+        At most ``limit``, and no more than fit into ``max_bytes`` of payload, but at least one if there is one.
         Entries that are acknowledged but not yet cleared are among them: a sink may have lost them.
         """
 
     @abstractmethod
-    def acknowledge(self, position: int) -> None:
-        """Note that the sink holds everything up to ``position``, and nothing beyond.
+    def acknowledge(self, mark: Mark) -> None:
+        """Note that the sink holds everything up to ``mark.position``, and nothing beyond.
 
-        It may be lower than before, when a sink lost writes: what is beyond it and not cleared is pending again. It
-        may be beyond every position given so far, when an outbox was restored from a copy: the next entry is then
-        stored beyond it. Entries of no unfinished run that are acknowledged may be cleared. An outbox may keep this
-        in memory until the next other write, if its sink can tell its position anyway; see `Sink.position`.
+        It may be lower than before, when a sink lost writes: what is beyond it and not cleared is pending again.
+        Acknowledged entries that belong to no open run may be cleared.
         """
 
     @abstractmethod
@@ -153,29 +153,56 @@ class Outbox(ABC):
         """Turn the entries at these positions into dead letters with these reasons. Unknown positions are ignored."""
 
     @abstractmethod
-    def finish_run(self, run: Run, report: RunReport) -> None:
+    def finish_run(self, run: str, report: RunReport) -> None:
         """Keep the report. If it is complete, close the run and clear its acknowledged entries, dead letters not.
 
-        If it is not, the run stays as it is, to be resumed.
+        If it is not, the run stays open, to be resumed.
         """
 
     @abstractmethod
     def stats(self) -> OutboxStats:
         """Return what the outbox holds, as one consistent view."""
 
-    # What follows is not abstract: an outbox without it works.
+    # -- what follows from it
 
     @property
-    def notes(self) -> Notes:
-        """Small values that outlive the process. This default forgets them with the object."""
-        try:
-            return self._notes
-        except AttributeError:
-            self._notes: Notes = MemoryNotes()
-            return self._notes
+    def id(self) -> str:
+        """The name under which sinks keep this outbox's mark: made once, stored in the outbox."""
+        found = self.state.get("id")
+        if found is None:
+            self.renew_id()
+            return self.id
+        return found.decode()
 
-    def close(self) -> None:  # noqa: B027 - not abstract: most have nothing to let go of
-        """Let go of files and connections. The object is of no use afterwards."""
+    def renew_id(self) -> None:
+        """Take a new id: to every sink this is an outbox it has never heard of."""
+        self.state.set("id", str(uuid.uuid4()).encode())
+
+    def append(
+        self,
+        tasks: Iterable[Any],
+        *,
+        key: Callable[[Any], Key] | None = None,
+        headers: Mapping[str, str] | None = None,
+        run: str | None = None,
+        checkpoint: bytes | None = None,
+        invalid: Sequence[InvalidRecord] = (),
+        expected: int | None = None,
+    ) -> Stored:
+        """Encode tasks and store them; see `store`.
+
+        :param tasks: dataclasses, attrs classes, msgspec Structs or pydantic models, each with a ``task_id``.
+        :param key: what makes two of them the same within a run.
+        :param headers: stored with each of them, such as a trace context.
+        :param invalid: records that are not valid tasks: they become dead letters, one per key.
+        :raises TaskError: a task cannot be stored; then none of the call is.
+        """
+        entries = _new_entries(tasks, key, headers)
+        entries += [_dead(record) for record in invalid]
+        return self.store(entries, run=run, checkpoint=checkpoint, expected=expected)
+
+    def close(self) -> None:  # noqa: B027 - not abstract: most have nothing to release
+        """Release files and connections. The object must not be used afterwards."""
 
     def __enter__(self) -> Self:
         return self
@@ -203,16 +230,30 @@ class DeadLetterStore(ABC):
         """Delete these dead letters for good; return how many."""
 
 
-class MemoryNotes(Notes):
-    """Notes that live as long as the object."""
+def _new_entries(
+    tasks: Iterable[Any], key: Callable[[Any], Key] | None, headers: Mapping[str, str] | None
+) -> list[NewEntry]:
+    """Encode tasks for ``store``.
 
-    def __init__(self) -> None:
-        self._values: dict[str, bytes] = {}
+    :raises TaskError: a task or its key cannot be stored.
+    """
+    kept = headers or NO_HEADERS
+    if key is None:
+        return [NewEntry(None, task_id, kept, payload) for task_id, payload in map(encode, tasks)]
+    entries = []
+    for task in tasks:
+        known = key(task)
+        if not isinstance(known, int | str):
+            raise TaskError(
+                f"the key of {type(task).__name__} {getattr(task, 'task_id', '')} is a {type(known).__name__}: "
+                "return an int or a str, such as str(key)"
+            )
+        task_id, payload = encode(task)
+        entries.append(NewEntry(known, task_id, kept, payload))
+    return entries
 
-    def get(self, name: str) -> bytes | None:
-        """Return the value last set under ``name``."""
-        return self._values.get(name)
 
-    def set(self, name: str, value: bytes) -> None:
-        """Keep ``value`` under ``name``."""
-        self._values[name] = value
+def _dead(record: InvalidRecord) -> NewEntry:
+    # Without a key of its own the record itself is the key: the same one on a second pass is not counted again.
+    key = f"sha256:{hashlib.sha256(record.payload).hexdigest()}" if record.key is None else record.key
+    return NewEntry(key, None, NO_HEADERS, record.payload, record.reason)

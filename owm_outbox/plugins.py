@@ -17,13 +17,11 @@ from owm_outbox.errors import ConfigurationError
 from owm_outbox.job import Job
 from owm_outbox.outbox import Outbox
 from owm_outbox.sink import Sink
-from owm_outbox.url import URL, nearest
+from owm_outbox.url import URL, suggestion
 
 __all__ = ["Plugin", "job_names", "load_job", "open_outbox", "open_sink", "outbox_class", "plugins", "sink_class"]
 
 C = TypeVar("C")
-
-logging.getLogger("stevedore").setLevel(logging.CRITICAL)  # what it warns of is said here, once, and with the mend
 
 _GROUPS: dict[str, type] = {
     "owm_outbox.outboxes": Outbox,
@@ -122,7 +120,7 @@ def _load(group: str, name: str, contract: type[C]) -> type[C]:
     names = {point.name for point in points}
     if name not in names:
         raise ConfigurationError(
-            f"no {contract.__name__.lower()} named {name!r} is installed: {nearest(name, names)} "
+            f"no {contract.__name__.lower()} named {name!r} is installed: {suggestion(name, names)} "
             "(see owm-outbox plugins)"
         )
     failed: list[tuple[importlib.metadata.EntryPoint, BaseException]] = []

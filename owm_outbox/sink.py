@@ -4,43 +4,52 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Self
 
-from owm_outbox.errors import ConfigurationError
 from owm_outbox.task import Batch
 from owm_outbox.url import URL
 
-__all__ = ["Place", "Sink"]
+__all__ = ["Sink", "pause", "pausing_with"]
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a sink delivers to, as its contract test needs it.
+def _sleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return True
 
-    :param open: makes a sink that delivers there; called again, another one to the same place.
-    :param held: returns the payloads that are there now, in the order in which a worker would get them.
-    :param fill: for a bounded sink: makes it full, whatever it holds.
-    :param poison: for a sink that rejects: a payload it will never take.
+
+_wait: ContextVar[Callable[[float], bool]] = ContextVar("owm_outbox_pause", default=_sleep)
+
+
+def pause(seconds: float) -> bool:
+    """Wait between two attempts within ``Sink.send`` or ``Sink.mark``; return whether to make another one.
+
+    ``False`` means that there is no time for another attempt: the process was asked to stop, or an extraction does
+    not wait for the sink. Raise what the last attempt raised. Outside of a relay's call this is a plain sleep.
     """
+    return _wait.get()(seconds)
 
-    open: Callable[[], Sink]
-    held: Callable[[], Sequence[bytes]]
-    fill: Callable[[], None] | None = None
-    poison: bytes | None = None
+
+@contextmanager
+def pausing_with(wait: Callable[[float], bool]) -> Iterator[None]:
+    """Let ``pause`` call ``wait`` within the block, on this thread."""
+    token = _wait.set(wait)
+    try:
+        yield
+    finally:
+        _wait.reset(token)
 
 
 class Sink(ABC):
-    """Takes batches to where the workers read. It says what happened; the relay alone decides what follows."""
+    """Takes batches to where the workers read. It says what happened; the relay alone decides what follows.
 
-    pause: Callable[[float], None] = staticmethod(time.sleep)
-    """How a sink waits between its own attempts: call ``self.pause(seconds)`` and let what it raises pass.
-
-    The relay replaces it, so that a stop ends the wait, and so that an extraction does not wait at all for a sink
-    that is down. A sink without retries of its own has no use for it.
+    A sink that retries by itself waits with `pause`. One without retries of its own needs nothing of the kind.
     """
+
+    trimmed: int = 0
+    """How many entries, which nobody is known to have read, the sends of this object dropped to make room."""
 
     @classmethod
     def from_url(cls, url: URL) -> Self:
@@ -53,40 +62,31 @@ class Sink(ABC):
         url.options()
         return cls()
 
-    @classmethod
-    def scratch(cls, url: URL) -> AbstractContextManager[Place]:
-        """Give a new, empty place beside the one that ``url`` names, for ``owm-outbox check``; on exit it is gone.
-
-        :raises ConfigurationError: this default: the sink cannot be checked without touching the real place.
-        """
-        raise ConfigurationError(
-            f"{cls.__name__} has no scratch(), so a live {url.scheme}: cannot be checked safely; "
-            "run its contract test, see owm_outbox.testing"
-        )
-
     @abstractmethod
-    def position(self, outbox_id: str) -> int | None:
-        """Return the position the sink durably holds for this outbox: 0 for nothing yet, ``None`` if it cannot tell.
+    def mark(self, outbox_id: str) -> str | None:
+        """Return the mark that the sink durably holds for this outbox: ``""`` for none yet, ``None`` if it cannot tell.
 
-        A sink that can tell stores the position in one step with each batch; with it, delivery is effectively once.
-        For one that cannot, it is at least once.
+        A mark is opaque text. A sink that can tell stores ``batch.mark`` in one step with each batch; with it,
+        delivery is effectively once. For one that cannot, it is at least once. A mark whose entries are gone, although
+        nobody took them out one by one (the target was deleted, evicted or made from scratch), is not held any more.
 
         :raises SinkUnavailable: it cannot be asked now.
+        :raises ConfigurationError: what the URL names can never work, such as a key of another type or a password.
         """
 
     @abstractmethod
     def send(self, batch: Batch) -> None:
-        """Take the whole batch or nothing of it, and with it ``batch.position``; return once it is held.
+        """Take the whole batch or nothing of it, and with it ``batch.mark``; return once it is held.
 
         :raises SinkUnavailable: try later; no entry is to blame. Only here may the batch have been taken all the same.
-        :raises SinkFull: no room now.
+        :raises SinkFull: no room now; nothing was taken.
         :raises EntriesRejected: these entries will never be taken; nothing was.
-        :raises PositionConflict: the sink tracks positions and holds another than ``batch.after``; nothing was taken.
+        :raises MarkConflict: the sink holds another mark than ``batch.after``; nothing was taken.
         :raises ConfigurationError: what the URL names can never work, such as a key of another type or a password.
         """
 
-    def close(self) -> None:  # noqa: B027 - not abstract: most have nothing to let go of
-        """Let go of files and connections. The object is of no use afterwards."""
+    def close(self) -> None:  # noqa: B027 - not abstract: most have nothing to release
+        """Release files and connections. The object must not be used afterwards."""
 
     def __enter__(self) -> Self:
         return self

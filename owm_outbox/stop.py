@@ -1,55 +1,72 @@
-"""Ends a relay between two commits when the process is asked to stop."""
+"""Asks a relay to end between two commits: a flag, and a wake-up for whatever the main thread waits for."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
 from types import FrameType
 
 from owm_outbox.errors import Stopped
 
-__all__ = ["Following", "Stop"]
+__all__ = ["Stop"]
 
 
-class Stop(threading.Event):
-    """An event that can also be set by signals, and then cuts short what the main thread waits for.
+class Stop:
+    """A flag that is set from any thread or by a signal, and wakes whoever waits for it.
 
-    A signal handler may not set a plain event: it runs inside whatever the main thread does, and could wait for a
-    lock that this thread holds. So the handler leaves a note, and raises `Stopped` where that is safe: within
-    ``interruptible()``, which surrounds every wait and no commit.
+    A signal handler runs inside whatever the main thread does. It raises nothing there, and takes no lock:
+    ``SimpleQueue.put`` is reentrant, ``threading.Event.set`` is not. So nothing is interrupted, and nobody's
+    ``except Exception`` can swallow a stop: whoever calls foreign code looks at the flag afterwards.
+
+    :param event: another flag that also counts, such as one that an application has already.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._signum: int | None = None
-        self._armed = 0
+    def __init__(self, event: threading.Event | None = None) -> None:
+        self._event = event
+        self._asked = False
+        self._signum: int = signal.SIGTERM
+        self._wake_ups: list[Callable[[], None]] = []
+
+    def set(self) -> None:
+        """Ask for a stop. Safe within a signal handler."""
+        self._asked = True
+        for wake_up in tuple(self._wake_ups):
+            wake_up()
 
     def is_set(self) -> bool:
-        """Return whether a stop was asked for, by a signal or with ``set()``."""
-        return self._signum is not None or super().is_set()
+        """Return whether a stop was asked for."""
+        return self._asked or (self._event is not None and self._event.is_set())
 
     def check(self) -> None:
         """Raise `Stopped` if a stop was asked for."""
         if self.is_set():
-            raise Stopped(self._signum or signal.SIGTERM)
+            raise Stopped(self._signum)
 
-    def sleep(self, seconds: float) -> None:
-        """Wait, and raise `Stopped` as soon as a stop is asked for."""
-        with self.interruptible():
-            self.wait(seconds)
-        self.check()
+    def wait(self, seconds: float) -> bool:
+        """Wait this long, or until a stop is asked for; return whether it was."""
+        if self._event is not None:
+            return self._event.wait(seconds) or self.is_set()
+        woken: SimpleQueue[None] = SimpleQueue()
+        with self.waking(lambda: woken.put(None)):
+            if not self._asked:
+                with suppress(Empty):
+                    woken.get(timeout=seconds)
+        return self._asked
 
     @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Let a signal end the block with `Stopped`, wherever in it the main thread is."""
-        self._armed += 1
+    def waking(self, wake_up: Callable[[], None]) -> Iterator[None]:
+        """Call ``wake_up`` when a stop is asked for within the block: a put into the queue that the block waits on.
+
+        It may run within a signal handler, so it must not take a lock. Look at ``is_set`` before the first wait.
+        """
+        self._wake_ups.append(wake_up)
         try:
-            self.check()
             yield
         finally:
-            self._armed -= 1
+            self._wake_ups.remove(wake_up)
 
     @contextmanager
     def on_signals(self, *signums: int) -> Iterator[None]:
@@ -60,8 +77,7 @@ class Stop(threading.Event):
             self._signum = signum
             for number, handler in before.items():
                 signal.signal(number, handler)
-            if self._armed:
-                raise Stopped(signum)
+            self.set()
 
         for signum in signums:
             signal.signal(signum, handle)
@@ -70,19 +86,3 @@ class Stop(threading.Event):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-class Following(Stop):
-    """A stop that is asked for by setting another event, such as one that an application has anyway."""
-
-    def __init__(self, event: threading.Event) -> None:
-        super().__init__()
-        self._event = event
-
-    def is_set(self) -> bool:
-        """Return whether the event is set."""
-        return self._event.is_set() or super().is_set()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait for the event."""
-        return self._event.wait(timeout)

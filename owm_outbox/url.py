@@ -12,10 +12,10 @@ import msgspec
 
 from owm_outbox.errors import ConfigurationError
 
-__all__ = ["URL", "nearest", "without_password"]
+__all__ = ["URL", "suggestion", "redacted"]
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def suggestion(name: str, known: Iterable[str]) -> str:
     """Say which known name was probably meant, or list them all: the end of a sentence about an unknown one."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
@@ -24,7 +24,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(names)}" if names else "it takes none"
 
 
-def without_password(text: str) -> str:
+def redacted(text: str) -> str:
     """Return a URL fit for logs and messages: passwords in it, also as options, become ``***``.
 
     However wrong the URL is, and whatever a password holds: rather too much is masked than too little.
@@ -77,18 +77,18 @@ class URL:
             self.port = parts.port
         except ValueError:  # whose message holds what may be a password
             raise ConfigurationError(
-                f"{without_password(text)!r} is no URL: its host or port makes no sense "
+                f"{redacted(text)!r} is no URL: its host or port makes no sense "
                 "(in a password, write / ? # @ as %2F %3F %23 %40)"
             ) from None
         if not parts.scheme:
             raise ConfigurationError(
-                f"{without_password(text)!r} has no scheme; write it as PLUGIN:…, "
+                f"{redacted(text)!r} has no scheme; write it as PLUGIN:…, "
                 "such as sqlite:////tmp/tasks.db or redis://localhost:6379/0"
             )
         if parts.fragment or text.endswith("#"):
-            raise ConfigurationError(f"{without_password(text)!r} has a #, which ends a URL: write it as %23")
+            raise ConfigurationError(f"{redacted(text)!r} has a #, which ends a URL: write it as %23")
         if "\0" in unquote(text):
-            raise ConfigurationError(f"{without_password(text)!r} has a null byte in it")
+            raise ConfigurationError(f"{redacted(text)!r} has a null byte in it")
         self.text = text
         self.scheme = parts.scheme
         self.username = unquote(parts.username) if parts.username is not None else None
@@ -99,7 +99,7 @@ class URL:
 
     def __str__(self) -> str:
         """Return the URL without its passwords."""
-        return without_password(self.text)
+        return redacted(self.text)
 
     __repr__ = __str__
 
@@ -110,13 +110,13 @@ class URL:
         ``Annotated[int, Meta(ge=1)]``. Options that the URL does not give are not in the result.
 
         :raises ConfigurationError: an option is not in ``types``, comes twice, or does not convert; the message
-            names the nearest known option.
+            names the suggestion known option.
         """
         given: dict[str, Any] = {}
         for name, value in self._query:
             if name not in types:
                 shown = repr(name) if name in str(self) else "***"  # what looks like one may be part of a password
-                raise ConfigurationError(f"unknown option {shown} in {self}: {nearest(name, types)}")
+                raise ConfigurationError(f"unknown option {shown} in {self}: {suggestion(name, types)}")
             if name in given:
                 raise ConfigurationError(f"option {name!r} comes twice in {self}")
             try:

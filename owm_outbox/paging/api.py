@@ -19,7 +19,7 @@ from owm_outbox.job import Page, Run
 from owm_outbox.paging_types import Answer, PagedApiOptions
 from owm_outbox.prefetch import Prefetch
 from owm_outbox.task import Rejected
-from owm_outbox.url import without_password
+from owm_outbox.url import redacted
 
 __all__ = ["Answer", "PagedApi"]
 
@@ -145,7 +145,7 @@ class PagedApi(Generic[R, T]):
 
         :raises ApiUnavailable: the API is gone or the breaker is open; what it had given was yielded before.
         """
-        self._breaker = Breaker(run.notes, without_password(self._url), fail_max=FAIL_MAX, open_for=OPEN_FOR)
+        self._breaker = Breaker(run.notes, redacted(self._url), fail_max=FAIL_MAX, open_for=OPEN_FOR)
         progress = self._resumed(run)
         try:
             while True:
@@ -162,13 +162,13 @@ class PagedApi(Generic[R, T]):
             progress.begin_pass(self._options.first_page)  # for the next call: it looks through all pages again
             progress.passes = 0
         if progress.came and not run.accounted and not progress.failed:
-            log.warning("%s says that it has nothing at all", without_password(self._url))
+            log.warning("%s says that it has nothing at all", redacted(self._url))
         yield self._page(progress, missing=progress.failed)
 
     # -- which pages
 
     def _resumed(self, run: Run) -> _Progress:
-        fresh = _Progress(without_password(self._url), self._options.api_limit, self._options.first_page)
+        fresh = _Progress(redacted(self._url), self._options.api_limit, self._options.first_page)
         fresh.blank = run.accounted == 0
         if run.checkpoint is None:
             return fresh
@@ -227,7 +227,7 @@ class PagedApi(Generic[R, T]):
             if outcome.total is None and outcome.records and outcome.records == last:
                 yield self._page(progress, group)
                 raise ApiUnavailable(
-                    f"{without_password(self._url)} gives the same records for page {number - 1} and page {number}: "
+                    f"{redacted(self._url)} gives the same records for page {number - 1} and page {number}: "
                     "it does not page, or not from where --first-page says"
                 )
             last = outcome.records
@@ -248,7 +248,7 @@ class PagedApi(Generic[R, T]):
                 # Rows that were put in front repeat what was read before, but no more than that.
                 if barren >= _BARREN_COMMITS and again > run.accounted:
                     raise ApiUnavailable(
-                        f"{without_password(self._url)} gives nothing new for page after page, up to {number}: "
+                        f"{redacted(self._url)} gives nothing new for page after page, up to {number}: "
                         "it does not page, or not as we ask it to"
                     )
                 group = _Group()
@@ -366,7 +366,7 @@ class PagedApi(Generic[R, T]):
                 raise ValueError(f"it holds more records than the total of {answer.total} that it gives")
         except (ValueError, RecursionError) as error:
             failure = RequestFailed(
-                f"{without_password(self._url)}?page={number}&limit={self._options.api_limit} "
+                f"{redacted(self._url)}?page={number}&limit={self._options.api_limit} "
                 f"gave no valid page ({error}): {body[:60]!r}"
             )
             breaker.count(failed=True, reason=str(failure))

@@ -17,7 +17,7 @@ from requests.adapters import HTTPAdapter
 
 from owm_outbox.deadlines import Deadline, Deadlines
 from owm_outbox.turns import Turn, Turns
-from owm_outbox.url import without_password
+from owm_outbox.url import redacted
 
 __all__ = ["SPARE", "Client", "RequestFailed"]
 
@@ -133,7 +133,7 @@ class Client:
                     return self._body(response, asked)
                 target = urljoin(response.url, response.headers["Location"])
             if _host(target) != _host(response.url):
-                raise RequestFailed(f"{asked} redirects to {without_password(target)}, which is another host")
+                raise RequestFailed(f"{asked} redirects to {redacted(target)}, which is another host")
             request.prepare_url(target, None)
         raise RequestFailed(f"{asked} redirects more than {_MAX_REDIRECTS} times")
 
@@ -176,7 +176,7 @@ class _Asked(NamedTuple):
     params: Mapping[str, Any]
 
     def __str__(self) -> str:
-        return f"{without_password(self.url)}?{urlencode(self.params)}"
+        return f"{redacted(self.url)}?{urlencode(self.params)}"
 
 
 _under_way = threading.local()  # .request: the deadline and the turn of the request that this thread is making

@@ -20,7 +20,7 @@ from msgspec import inspect as shapes
 
 from owm_outbox.errors import ConfigurationError
 from owm_outbox.job import Job
-from owm_outbox.url import nearest, without_password
+from owm_outbox.url import suggestion, redacted
 
 __all__ = ["FiniteRange", "job_params", "load_toml", "make_options", "prefix", "secrets", "wants_json_logs"]
 
@@ -73,7 +73,7 @@ def make_options(job: type[Job[Any]], ctx: click.Context) -> Any:
             name, _, what = what.partition(" ")
         if "matching regex" in what:  # no answer for a person; the option's description says what is wanted
             what = next((_meta(field).get("description", what) for field in _fields(job) if field.name == name), what)
-        shown = f" {without_password(values[name])!r}" if isinstance(ctx.params.get(name), str) else ""
+        shown = f" {redacted(values[name])!r}" if isinstance(ctx.params.get(name), str) else ""
         raise ConfigurationError(f"{_where(name, prefix(job.name), ctx)}{shown} does not fit: {what}") from error
 
 
@@ -108,7 +108,7 @@ def load_toml(path: Path, job_name: str, known: Mapping[str, bool]) -> dict[str,
     for key, value in {**shared, **own}.items():
         name = key.replace("-", "_")
         if name not in known:
-            raise ConfigurationError(f"{path}: unknown key {key!r}: {nearest(name, known)}")
+            raise ConfigurationError(f"{path}: unknown key {key!r}: {suggestion(name, known)}")
         if known[name]:
             raise ConfigurationError(f"{path}: {key!r} is a secret: set {prefix(job_name)}_{name.upper()} instead")
         if not isinstance(value, str | int | float):

@@ -1,0 +1,369 @@
+"""One call's way from outbox to sink: agree on a mark, send, acknowledge, reject."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import msgspec
+
+from owm_outbox.errors import (
+    ConfigurationError,
+    EntriesRejected,
+    MarkConflict,
+    OwmOutboxError,
+    SinkFull,
+    SinkUnavailable,
+)
+from owm_outbox.history import Standing, standing
+from owm_outbox.outbox import Outbox
+from owm_outbox.sink import Sink, pausing_with
+from owm_outbox.stop import Stop
+from owm_outbox.task import NOTHING, Batch, Entry, Mark
+
+__all__ = ["Delivery"]
+
+log = logging.getLogger("owm_outbox.delivery")
+
+A = TypeVar("A")
+T = TypeVar("T")
+
+_ACKNOWLEDGE_EVERY = 16  # batches; more often is needless where the sink holds a mark
+_MAX_CONFLICTS = 3  # in a row, without a batch that was taken: the sink contradicts itself
+_MAX_LOSSES = 3  # of one call: what is sent again is lost again
+_KEPT_LEASES = 1000  # sessions that a sink may be set back by
+
+
+class Delivery:
+    """Delivers what is in an outbox to a sink, for the length of one call of a relay, which holds the lock.
+
+    :param notify_delivered: called after the sink came to hold a batch.
+    :param notify_rejected: called after entries became dead letters.
+    :param clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        sink: Sink,
+        *,
+        batch_size: int,
+        wait_for_room: float,
+        stop: Stop,
+        notify_delivered: Callable[[Batch], None],
+        notify_rejected: Callable[[Mapping[int, str]], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._outbox = outbox
+        self._sink = sink
+        self._batch_size = batch_size
+        self._wait_for_room = wait_for_room
+        self._stop = stop
+        self._notify_delivered = notify_delivered
+        self._notify_rejected = notify_rejected
+        self._clock = clock
+
+        stats = outbox.stats()
+        self._outbox_id = outbox.id
+        self._acknowledged = stats.acknowledged  # what the outbox knows the sink to hold
+        self._held = stats.acknowledged  # what the sink holds, once that is known
+        self._cursor = self._high_water = stats.acknowledged.position  # what is below the high water is sent again
+        self._lease: str | None = None
+        self._leases: list[str] = msgspec.json.decode(outbox.state.get("leases") or b"[]", type=list[str])
+        self._in_step = False  # whether the sink was asked what it holds
+        self._marks = True  # whether the sink can tell what it holds
+        self._conflicts = self._losses = 0
+        self._trimmed_before = sink.trimmed
+        self._rest = _Rest(clock)
+
+        self.run_id = next((run.id for run in stats.runs if run.state == "open"), "")
+        self.delivered = 0
+        self.redelivered = 0
+        self.forked = False
+
+    @property
+    def trimmed(self) -> int:
+        """Entries that the sink dropped to make room, and that nobody is known to have read."""
+        return self._sink.trimmed - self._trimmed_before
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do: the sink is known to hold everything that is in the outbox."""
+        return self._in_step and not self._outbox.read(self._cursor, 1)
+
+    # -- what a relay calls
+
+    def send_ready(self, *, full_batches_only: bool = False) -> None:
+        """Deliver as long as the sink takes entries at once; if it does not, leave it alone for a while."""
+        if not self._rest.is_over():
+            return
+        began = self._clock()
+        try:
+            self._resync(_no_time)
+            self._send_batches(_no_time, full_batches_only=full_batches_only)
+        except (SinkUnavailable, SinkFull) as error:
+            if self._rest.begin(self._clock() - began):
+                log.warning("continuing without the sink for now: %s", error)
+        else:
+            self._rest.end()
+
+    def send_all(self) -> None:
+        """Deliver everything, with all the patience that the sink and ``wait_for_room`` allow, until both sides agree.
+
+        :raises SinkUnavailable: the sink is down, or loses what it takes.
+        :raises SinkFull: there was no room for longer than ``wait_for_room``.
+        """
+        self._rest.end()
+        gives_up = self._clock() + self._wait_for_room
+        delay = 0.05
+        try:
+            while True:
+                try:
+                    self._resync(self._pause)
+                    if self._send_batches(self._pause):
+                        gives_up, delay = self._clock() + self._wait_for_room, 0.05
+                    self.acknowledge()
+                    # The sink may have lost something since its last answer; only now is its word final.
+                    if not self._marks or self._ask(self._pause) == self._held:
+                        return
+                    self._in_step = False
+                except SinkFull as error:
+                    left = gives_up - self._clock()
+                    if left <= 0:
+                        raise
+                    log.info("waiting up to %.0f s for room: %s", left, error)
+                    self._stop.wait(min(delay, left))
+                    self._stop.check()
+                    delay = min(2 * delay, 2.0)
+        finally:
+            self.acknowledge()
+
+    def acknowledge(self) -> None:
+        """Note in the outbox what the sink is known to hold."""
+        if self._in_step and self._held != self._acknowledged:
+            self._outbox.acknowledge(self._held)
+            self._acknowledged = self._held
+
+    # -- sending
+
+    def _send_batches(self, wait: Callable[[float], bool], *, full_batches_only: bool = False) -> int:
+        """Send batch after batch, and return how many the sink took."""
+        taken = unacknowledged = 0
+        limit = self._batch_size
+        while entries := self._outbox.read(self._cursor, limit):
+            if full_batches_only and len(entries) < limit:
+                break
+            batch = Batch(self._outbox_id, self._held, entries, Mark.of(entries[-1], self._take_lease()), self.run_id)
+            try:
+                self._call(wait, self._sink.send, batch)
+            except EntriesRejected as error:
+                self._reject(error.reasons, batch)
+                continue
+            except MarkConflict as error:
+                held = self._valid(error.held)
+                if held != batch.mark:
+                    self._conflict(held, batch)
+                    continue
+                # The batch was taken: only the reply was lost.
+            except SinkFull as error:
+                self.acknowledge()
+                if not 0 < error.room < len(entries):
+                    raise
+                limit = error.room  # rather some now than all later
+                continue
+            limit = self._batch_size
+            self._conflicts = 0
+            self._count(entries)
+            self._cursor, self._held = entries[-1].position, batch.mark
+            taken += 1
+            unacknowledged += 1
+            if not self._marks or unacknowledged >= _ACKNOWLEDGE_EVERY:
+                self.acknowledge()
+                unacknowledged = 0
+            self._notify_delivered(batch)
+            self._stop.check()
+        if not full_batches_only:
+            self.acknowledge()
+        return taken
+
+    def _count(self, entries: Sequence[Entry]) -> None:
+        last = entries[-1].position
+        if entries[0].position > self._high_water:
+            again = 0
+        else:
+            again = sum(entry.position <= self._high_water for entry in entries)
+        self.redelivered += again
+        self.delivered += len(entries) - again
+        self._high_water = max(self._high_water, last)
+
+    def _reject(self, reasons: Mapping[int, str], batch: Batch) -> None:
+        known = {entry.position for entry in batch.entries}
+        if not known.intersection(reasons):
+            raise OwmOutboxError(
+                f"{type(self._sink).__name__} rejected positions {sorted(reasons)} that are not in its batch "
+                f"({batch.entries[0].position} to {batch.entries[-1].position}): a mistake in the sink"
+            )
+        self._outbox.reject(reasons)
+        for position, reason in reasons.items():
+            log.error("entry %d became a dead letter: %s", position, reason)
+        self._notify_rejected(reasons)
+
+    def _take_lease(self) -> str:
+        """Return the proof of this session; it is in the outbox before anything is sent under it."""
+        if self._lease is None:
+            self._lease = secrets.token_hex(6)
+            self._leases = [*self._leases, self._lease][-_KEPT_LEASES:]
+            self._outbox.state.set("leases", msgspec.json.encode(self._leases))
+        return self._lease
+
+    # -- agreeing with the sink on a mark
+
+    def _resync(self, wait: Callable[[float], bool]) -> None:
+        """Ask the sink what it holds, unless that is known."""
+        if self._in_step:
+            return
+        held = self._ask(wait)
+        self._marks = held is not None
+        if held is not None:
+            self._agree(held)
+        self._in_step = True
+
+    def _ask(self, wait: Callable[[float], bool]) -> Mark | None:
+        held = self._call(wait, self._sink.mark, self._outbox_id)
+        return None if held is None else self._valid(held)
+
+    def _valid(self, held: str) -> Mark:
+        mark = Mark(held)
+        try:
+            _ = mark.position
+        except ValueError as error:
+            raise ConfigurationError(
+                f"{type(self._sink).__name__} holds {held!r} for this outbox, which is not a mark: "
+                "another program writes to the same place; name another one"
+            ) from error
+        return mark
+
+    def _conflict(self, held: Mark, batch: Batch) -> None:
+        self._conflicts += 1
+        if held == batch.after or self._conflicts > _MAX_CONFLICTS:
+            self._conflicts = 0
+            self._in_step = False
+            raise SinkUnavailable(
+                f"{type(self._sink).__name__} contradicts itself: it refused a batch that follows the mark "
+                f"{str(batch.after)!r}, and says that it holds {str(held)!r}"
+            )
+        self.acknowledge()  # so that what was counted already is not counted again
+        self._agree(held)
+
+    def _agree(self, held: Mark) -> None:
+        """Make the outbox and this delivery agree with the mark that the sink holds."""
+        before = self._acknowledged
+        match standing(held, before, self._leases, self._entry_at):
+            case Standing.SAME:
+                pass
+            case Standing.AHEAD:
+                log.info("the sink already holds entries up to position %d", held.position)
+                self._count_up_to(held.position)
+                self._outbox.acknowledge(held)
+                self._acknowledged = held
+            case Standing.BEHIND:
+                self._outbox.acknowledge(held)
+                self._acknowledged = held
+                log.warning(
+                    "the sink holds position %d, but had held %d: it lost writes or is another one; "
+                    "sending again what is still in the outbox, %d entries",
+                    held.position,
+                    before.position,
+                    self._outbox.stats().pending,
+                )
+                self._losses += 1
+                if self._losses > _MAX_LOSSES:
+                    self._losses = 0
+                    raise SinkUnavailable(
+                        f"{type(self._sink).__name__} lost what it had taken {_MAX_LOSSES + 1} times in a row: does "
+                        "it evict keys, or does another program delete them?"
+                    )
+            case Standing.FOREIGN:
+                self._fork(held)
+                return
+        self._high_water = max(self._high_water, before.position, held.position)
+        self._cursor = self._acknowledged.position
+        self._held = held
+
+    def _fork(self, held: Mark) -> None:
+        """Begin a history of its own: what the sink holds under the old id is not this outbox's progress."""
+        acknowledged = Mark.unsent(self._acknowledged.position)
+        self._outbox.acknowledge(acknowledged)  # first: after a crash here the old id leads to this place again
+        old, pending = self._outbox_id, self._outbox.stats().pending
+        self._outbox.renew_id()
+        self._outbox_id = self._outbox.id
+        self._acknowledged, self._held, self._cursor = acknowledged, NOTHING, acknowledged.position
+        self._high_water = max(self._high_water, acknowledged.position)
+        self.forked = True
+        log.warning(
+            "the sink's mark of outbox %s (%s) is not of this outbox's history: the outbox was restored from a copy, "
+            "or a copy of it is at work; it now has the id %s, and its %d pending entries are sent, some of them "
+            "perhaps for the second time",
+            old,
+            held,
+            self._outbox_id,
+            pending,
+        )
+
+    def _entry_at(self, position: int) -> Entry | None:
+        found = self._outbox.read(position - 1, 1)
+        return found[0] if found and found[0].position == position else None
+
+    def _count_up_to(self, position: int) -> None:
+        at = self._acknowledged.position
+        while entries := self._outbox.read(at, self._batch_size):
+            held = [entry for entry in entries if entry.position <= position]
+            if held:
+                self._count(held)
+            if len(held) < len(entries):
+                return
+            at = entries[-1].position
+
+    # -- calling the sink
+
+    def _call(self, wait: Callable[[float], bool], method: Callable[[A], T], argument: A) -> T:
+        """Call the sink. A stop that was asked for meanwhile counts more than whatever the sink raised."""
+        self._stop.check()
+        try:
+            with pausing_with(wait):
+                return method(argument)
+        except (SinkUnavailable, SinkFull):
+            self._stop.check()
+            raise
+
+    def _pause(self, seconds: float) -> bool:
+        return not self._stop.wait(seconds)
+
+
+def _no_time(seconds: float) -> bool:
+    return False
+
+
+class _Rest:
+    """For how long a sink that failed is left alone: the longer it took to fail, the longer.
+
+    So a sink that is down costs an extraction a tenth of its time at most.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._until: float | None = None
+
+    def is_over(self) -> bool:
+        return self._until is None or self._clock() >= self._until
+
+    def begin(self, seconds: float) -> bool:
+        """Begin a rest after a failure that took this long; return whether it is the first of its kind."""
+        first = self._until is None
+        self._until = self._clock() + max(1.0, 10 * seconds)
+        return first
+
+    def end(self) -> None:
+        self._until = None
