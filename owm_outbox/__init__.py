@@ -19,7 +19,16 @@ from owm_outbox.errors import (
 )
 from owm_outbox.job import Job, JobOptions, Page, Secret
 from owm_outbox.observer import Observer
-from owm_outbox.outbox import MAX_BYTES, RESUME_WITHIN, DeadLetterStore, Outbox, OutboxStats, Stored, may_resume
+from owm_outbox.outbox import (
+    MAX_BYTES,
+    RESUME_WITHIN,
+    DeadLetterStore,
+    Outbox,
+    OutboxStats,
+    Stored,
+    may_resume,
+    new_entries,
+)
 from owm_outbox.relay import OutboxRelay
 from owm_outbox.run import MemoryState, Run, RunIncomplete, RunRecord, RunReport, StateStore
 from owm_outbox.sink import Sink, pause
@@ -78,5 +87,6 @@ __all__ = [
     "__version__",
     "encode",
     "may_resume",
+    "new_entries",
     "pause",
 ]

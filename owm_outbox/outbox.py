@@ -16,7 +16,16 @@ from owm_outbox.run import RunRecord, RunReport, StateStore
 from owm_outbox.task import NO_HEADERS, DeadLetter, Entry, InvalidRecord, Key, Mark, NewEntry, encode
 from owm_outbox.url import URL
 
-__all__ = ["MAX_BYTES", "RESUME_WITHIN", "DeadLetterStore", "Outbox", "OutboxStats", "Stored", "may_resume"]
+__all__ = [
+    "MAX_BYTES",
+    "RESUME_WITHIN",
+    "DeadLetterStore",
+    "Outbox",
+    "OutboxStats",
+    "Stored",
+    "may_resume",
+    "new_entries",
+]
 
 MAX_BYTES = 8 * 2**20
 """Bytes of payload in one batch, at most: keeps large tasks within memory, and within what a sink takes at once."""
@@ -126,10 +135,10 @@ class Outbox(ABC):
         ``reason`` is stored as a dead letter.
 
         With a run, by its id: an entry whose key is already there under this run, delivered or not, is dropped, the
-        first one of a key within ``entries`` is not. A key that is there only as a record which never became a task is
-        free for one that did, and the dead letter is deleted. ``checkpoint`` and ``expected``, unless ``None``, replace the
-        run's; the run's ``progressed_at`` becomes now, and its figures grow by what is returned. Without a run nothing
-        is dropped.
+        first one of a key within ``entries`` is not. A key that is there only as a record which never became a task
+        is free for one that did, and the dead letter is deleted. ``checkpoint`` and ``expected``, unless ``None``,
+        replace the run's; the run's ``progressed_at`` becomes now, and its figures grow by what is returned. Without a
+        run nothing is dropped.
         """
 
     @abstractmethod
@@ -197,7 +206,7 @@ class Outbox(ABC):
         :param invalid: records that are not valid tasks: they become dead letters, one per key.
         :raises TaskError: a task cannot be stored; then none of the call is.
         """
-        entries = _new_entries(tasks, key, headers)
+        entries = new_entries(tasks, key, headers)
         entries += [_dead(record) for record in invalid]
         return self.store(entries, run=run, checkpoint=checkpoint, expected=expected)
 
@@ -230,7 +239,7 @@ class DeadLetterStore(ABC):
         """Delete these dead letters for good; return how many."""
 
 
-def _new_entries(
+def new_entries(
     tasks: Iterable[Any], key: Callable[[Any], Key] | None, headers: Mapping[str, str] | None
 ) -> list[NewEntry]:
     """Encode tasks for ``store``.

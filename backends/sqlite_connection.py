@@ -1,0 +1,143 @@
+"""Database: the one writing connection of a SqliteOutbox, its transactions, and the space they take."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from owm_outbox import OutboxInvalid, OutboxUnavailable
+
+from .sqlite_file import DatabaseFile
+from .sqlite_schema import APPLICATION_ID, prepare
+
+__all__ = ["Database"]
+
+_MAX_WAL = 8 * 2**20  # bytes
+_MAX_FREE = 64 * 2**20  # bytes of free pages that a file keeps for the next run
+_VACUUMED_PAGES = 1024  # per commit
+
+
+class Database:
+    """An SQLite file, open for one outbox. Safe to use from several threads.
+
+    :param timeout: seconds to wait for another program that writes.
+    :param shared: it is an application's own database.
+    :raises OutboxInvalid: it cannot be created, or is not ours.
+    """
+
+    def __init__(self, path: Path, *, timeout: float, shared: bool, create: bool) -> None:
+        self.path = path
+        self.file = DatabaseFile(path, application_id=None if shared else APPLICATION_ID, create=create)
+        self._timeout = timeout
+        self._shared = shared
+        self._mutex = threading.RLock()  # an application's thread may append while a relay's thread reads
+        with self.translated():
+            self._conn = self.connect(isolation_level=None, check_same_thread=False)
+        try:
+            with self.translated():
+                prepare(self._conn, path, shared=shared)
+                self._conn.execute(f"PRAGMA journal_size_limit = {_MAX_WAL}")
+            self.file.watch()
+        except BaseException:
+            self._conn.close()
+            raise
+
+    def connect(self, **options: object) -> sqlite3.Connection:
+        """Open another connection to the file."""
+        uri = f"file:{quote(str(self.path))}?mode=rw"
+        return sqlite3.connect(uri, uri=True, timeout=self._timeout, **options)  # type: ignore[call-overload, no-any-return]  # as sqlite3.connect takes them
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Make one commit, which is on disk, and in the file that the path names, once the block is left."""
+        with self._mutex, self.translated():
+            self.file.check()
+            try:
+                self._conn.execute("BEGIN IMMEDIATE")
+                yield self._conn
+                self._conn.execute("COMMIT")
+            except BaseException:
+                if self._conn.in_transaction:
+                    self._conn.execute("ROLLBACK")
+                raise
+            # A commit into a file that was deleted succeeds: only the path tells that nobody will find it.
+            self.file.check()
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Give the connection for a single statement that only reads."""
+        with self._mutex, self.translated():
+            yield self._conn
+
+    @contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """Give the connection for several statements that read one state of the file."""
+        with self.reading() as conn:
+            conn.execute("BEGIN")
+            try:
+                yield conn
+            finally:
+                conn.execute("COMMIT")
+
+    def fold_wal(self) -> None:
+        """Fold a large WAL into the file: an application's own connections leave that to us.
+
+        Not waited for where another thread is at work: it may wait for the very transaction that the caller is in.
+        """
+        if self.file.wal_size() > _MAX_WAL and self._mutex.acquire(blocking=False):
+            try:
+                with self.translated():
+                    self._conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            finally:
+                self._mutex.release()
+
+    def give_space_back(self) -> None:
+        """Shrink a file that has much more free space than the next run is likely to need."""
+        if self._shared:
+            return
+        with self.reading() as conn:
+            page_size = conn.execute("PRAGMA page_size").fetchone()[0]
+            free = conn.execute("PRAGMA freelist_count").fetchone()[0]
+            while free * page_size > _MAX_FREE:
+                conn.execute(f"PRAGMA incremental_vacuum({_VACUUMED_PAGES})").fetchall()
+                before, free = free, conn.execute("PRAGMA freelist_count").fetchone()[0]
+                if free >= before:  # a file of version 0.1, which cannot shrink without a VACUUM
+                    return
+
+    def close(self) -> None:
+        """Close the file; the last one to do so folds the WAL into it."""
+        with self._mutex, self.translated():
+            self._conn.close()
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Raise our errors instead of SQLite's."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise _meaning(error, self.path) from error
+
+
+def _meaning(error: sqlite3.Error, path: Path) -> OutboxInvalid | OutboxUnavailable:
+    """Say what an error of SQLite means for the caller."""
+    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        return OutboxUnavailable(
+            f"there is no room left for {path} ({error}): nothing of this page was kept; "
+            "free some space, then run again"
+        )
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return OutboxUnavailable(f"another program is writing to {path} ({error}): run again")
+    if code == sqlite3.SQLITE_IOERR:
+        return OutboxUnavailable(
+            f"{path} cannot be written or read ({error}): check the disk and its quota, then run again"
+        )
+    if code == sqlite3.SQLITE_NOTADB:
+        return OutboxInvalid(f"{path} is not an SQLite file: name another one")
+    if code == sqlite3.SQLITE_CORRUPT:
+        return OutboxInvalid(f"{path} is damaged ({error}): move it away to start a new one, or try sqlite3's .recover")
+    return OutboxInvalid(f"{path} cannot be used ({error})")

@@ -1,0 +1,154 @@
+"""DatabaseFile: an SQLite file made safely in a folder that others can write to, locked, and watched while in use.
+
+Nothing here opens the database itself but through SQLite: closing *any* descriptor of a file drops every POSIX lock
+that the process holds on it, those of SQLite's other connections too (sqlite.org/howtocorrupt.html, section 2.2).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import quote
+
+from owm_outbox import OutboxInvalid, OutboxLocked
+
+__all__ = ["DatabaseFile"]
+
+_making = threading.Lock()
+
+
+class DatabaseFile:
+    """An SQLite file of our own.
+
+    :param application_id: what the header of the file must say, ``None`` for anything; an empty file is fine, too.
+    :param create: whether it is made if it does not exist.
+    :raises OutboxInvalid: it cannot be made or opened, or is not ours. It is untouched then.
+    """
+
+    def __init__(self, path: Path, *, application_id: int | None, create: bool) -> None:
+        self.path = path
+        self._watched: dict[Path, tuple[int, int]] = {}
+        try:
+            if create:
+                self._make()
+            found = path.lstat()
+            self._refuse_unsafe_files()
+            if found.st_size and application_id is not None:
+                self._refuse_foreign(application_id)
+        except OSError as error:
+            doing = "create" if create else "open"
+            raise OutboxInvalid(
+                f"cannot {doing} the outbox {path} ({error.strerror}): name another path with --outbox"
+            ) from error
+
+    def _make(self) -> None:
+        with _making:  # another thread must not have it open in SQLite when this descriptor is closed
+            try:
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+            except FileExistsError:
+                return
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # or a power cut can take the name away from a file whose content was synced
+        finally:
+            os.close(folder)
+
+    def _refuse_unsafe_files(self) -> None:
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            path = Path(f"{self.path}{suffix}")
+            try:
+                found = path.lstat()
+            except FileNotFoundError:
+                continue
+            _refuse_unsafe(path, found)
+
+    def _refuse_foreign(self, application_id: int) -> None:
+        """Read the header through SQLite, as a file that nobody changes, so that a foreign one stays as it is."""
+        uri = f"file:{quote(str(self.path))}?mode=ro&immutable=1"
+        try:
+            with closing(sqlite3.connect(uri, uri=True)) as connection:
+                found = connection.execute("PRAGMA application_id").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            raise OutboxInvalid(
+                f"{self.path} is not an SQLite file, so it is not an outbox: name another path"
+            ) from error
+        if found != application_id:
+            raise OutboxInvalid(f"{self.path} is an SQLite file of another program: name another path")
+
+    def watch(self) -> None:
+        """Remember which files these are, now that SQLite has them open.
+
+        :raises OutboxInvalid: somebody else put a file in the place of one of them meanwhile.
+        """
+        self._refuse_unsafe_files()
+        for suffix in ("", "-wal"):
+            path = Path(f"{self.path}{suffix}")
+            self._watched[path] = _inode(path.lstat())
+
+    def check(self) -> None:
+        """Raise if the path does not name the files in use any more. Their sizes may change: others may vacuum."""
+        for path, inode in self._watched.items():
+            try:
+                found = path.lstat()
+            except FileNotFoundError:
+                raise OutboxInvalid(
+                    f"{path} was deleted while in use: what it held is lost to the next run; "
+                    "run again to make a new one"
+                ) from None
+            if _inode(found) != inode:
+                raise OutboxInvalid(f"{path} was replaced while in use: nothing more is written; run again")
+
+    def wal_size(self) -> int:
+        """Return the bytes of the write-ahead log."""
+        try:
+            return os.stat(f"{self.path}-wal").st_size
+        except FileNotFoundError:
+            return 0
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold ``path.lock`` with flock, which the kernel frees when the process dies; it says who holds it."""
+        path = Path(f"{self.path}.lock")
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise OutboxInvalid(
+                f"cannot open the lock file {path} ({error.strerror}): check its folder and its owner"
+            ) from error
+        try:
+            _refuse_unsafe(path, os.fstat(fd))
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(fd, 100, 0).decode(errors="replace").strip() or "another process"
+                raise OutboxLocked(f"{self.path} is in use by {holder}: run again once that has ended") from None
+            try:
+                if not path.exists() or _inode(path.lstat()) != _inode(os.fstat(fd)):
+                    raise OutboxLocked(f"{path} was replaced at this moment: run again")
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, f"process {os.getpid()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n".encode(), 0)
+                yield
+            finally:
+                fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough: a forked child has the descriptor, too
+        finally:
+            os.close(fd)
+
+
+def _refuse_unsafe(path: Path, found: os.stat_result) -> None:
+    if stat.S_ISLNK(found.st_mode):
+        raise OutboxInvalid(f"{path} is a symbolic link; an outbox is never opened through one: name its target")
+    if not stat.S_ISREG(found.st_mode):
+        raise OutboxInvalid(f"{path} is not a regular file: name another path")
+    if found.st_uid != os.geteuid():
+        raise OutboxInvalid(f"{path} belongs to user {found.st_uid}, not to you: name another path")
+
+
+def _inode(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino

@@ -1,0 +1,103 @@
+"""Rows of a SqliteOutbox's tables, and what they are to the outside."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from owm_outbox import NO_HEADERS, Entry, Key, Mark, NewEntry, RunRecord
+
+__all__ = ["RUN_COLUMNS", "acknowledged", "aware", "entry", "insert", "last_position", "record", "replace"]
+
+RUN_COLUMNS = (
+    "id, job, state, started_at, progressed_at, finished_at, checkpoint, expected, extracted, duplicates, rejected, "
+    "unusable, report"
+)
+
+
+def insert(conn: sqlite3.Connection, run: int | None, entries: Sequence[NewEntry], now: float) -> int:
+    """Insert entries that a run does not have yet, and return how many."""
+    before = conn.total_changes
+    conn.executemany(
+        "INSERT INTO outbox_entries (run, key, task_id, payload, headers, stored_at, reason, rejected_at) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (
+            (
+                run,
+                key if key is None else _storable(key),
+                task_id,
+                payload,
+                json.dumps(dict(headers)) if headers else None,
+                now,
+                reason,
+                now if reason else None,
+            )
+            for key, task_id, headers, payload, reason in entries
+        ),
+    )
+    return conn.total_changes - before
+
+
+def replace(conn: sqlite3.Connection, run: int | None, entries: Sequence[NewEntry]) -> int:
+    """Delete the records that never became a task, and whose key a task has now."""
+    before = conn.total_changes
+    conn.executemany(
+        "DELETE FROM outbox_entries WHERE run = ? AND key = ? AND task_id IS NULL",
+        ((run, _storable(entry.key)) for entry in entries if entry.key is not None),
+    )
+    return conn.total_changes - before
+
+
+def entry(position: int, task_id: str, payload: bytes, key: Any, headers: str | None) -> Entry:
+    """Make an entry of its columns."""
+    return Entry(
+        position,
+        task_id,
+        payload,
+        _key(key) if type(key) is bytes else key,
+        json.loads(headers) if headers else NO_HEADERS,
+    )
+
+
+def record(row: Sequence[Any]) -> RunRecord:
+    """Make a run of its columns, `RUN_COLUMNS`."""
+    id_, job, state, started, progressed, finished, *rest = row
+    ended = None if finished is None else aware(finished)
+    return RunRecord(id_, job, state, aware(started), aware(progressed), ended, *rest)
+
+
+def aware(seconds: float) -> datetime:
+    """Make a time of the seconds since the epoch."""
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _storable(key: Key) -> int | str | bytes:
+    # SQLite's integers have 64 bits, its text is UTF-8; any other key is kept as bytes, which equal neither.
+    if isinstance(key, int):
+        return key if -(2**63) <= key < 2**63 else str(key).encode()
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return b"text:" + key.encode(errors="surrogatepass")
+    return key
+
+
+def _key(stored: bytes) -> Key:
+    if stored.startswith(b"text:"):
+        return stored.removeprefix(b"text:").decode(errors="surrogatepass")
+    return int(stored)
+
+
+def acknowledged(conn: sqlite3.Connection) -> Mark:
+    """Return the mark last acknowledged."""
+    row = conn.execute("SELECT value FROM outbox_state WHERE name = 'acknowledged'").fetchone()
+    return Mark(row[0].decode())
+
+
+def last_position(conn: sqlite3.Connection) -> int:
+    """Return the highest position ever given, as SQLite itself keeps it for AUTOINCREMENT."""
+    row = conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'outbox_entries'").fetchone()
+    return int(row[0]) if row else 0
