@@ -1,34 +1,34 @@
-"""JsonLinesSink: one line a task, on stdout or in a file. For dry runs, and for piping into something else."""
+"""JsonLinesSink: one line per task, on stdout or in a file. For dry runs, and for piping into something else."""
 
 from __future__ import annotations
 
 import os
+import select
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Self
 
-from owm_outbox import URL, Batch, ConfigurationError, Place, Sink, SinkFull, SinkUnavailable
+from owm_outbox import URL, Batch, ConfigurationError, Sink, SinkFull, SinkUnavailable, pause
 
 __all__ = ["JsonLinesSink"]
 
+_PATIENCE = 5.0  # seconds that a reader of stdout may rest before a stop is looked for
+_AT_ONCE = select.PIPE_BUF  # bytes that a pipe which can be written to takes without blocking
+
 
 class JsonLinesSink(Sink):
-    """Appends each task's JSON as a line: ``jsonl:-`` is stdout, ``jsonl:/path`` a file (synced a batch).
+    """Appends each task's JSON as a line: ``jsonl:-`` is stdout, ``jsonl:/path`` a file (synced per batch).
 
-    It cannot tell its position: delivery is at least once. A batch that cannot be written whole to a file is taken
-    back, so that no half line stays.
+    It cannot tell its mark: delivery is at least once. A batch that cannot be written whole to a file is taken back,
+    so that no half line stays.
 
     :param path: ``-`` for stdout; else a file, created if need be, appended to. Its folder must exist.
     """
 
     def __init__(self, path: str | os.PathLike[str] = "-") -> None:
-        self._stdout = str(path) == "-"
         self._path = Path(path)
-        self._left = False  # whether what read stdout is gone
-        if not self._stdout and (self._path.is_dir() or not self._path.absolute().parent.is_dir()):
+        self._stdout = _Stdout() if str(path) == "-" else None
+        if self._stdout is None and (self._path.is_dir() or not self._path.absolute().parent.is_dir()):
             raise ConfigurationError(f"jsonl:{path} cannot be written: give a file in a folder that exists, or -")
 
     @classmethod
@@ -36,47 +36,69 @@ class JsonLinesSink(Sink):
         """Write where ``jsonl:PATH`` says."""
         url.options()
         if not url.path or url.hostname:
-            raise ConfigurationError(f"{url} names no file; write jsonl:- for stdout or jsonl:/path/to/file")
+            raise ConfigurationError(f"{url} does not name a file; write jsonl:- for stdout or jsonl:/path/to/file")
         return cls(url.path)
 
-    @classmethod
-    @contextmanager
-    def scratch(cls, url: URL) -> Iterator[Place]:
-        """Give a file beside the real one; for stdout, in the folder for temporary files."""
-        cls.from_url(url)  # refuses what is wrong with it
-        folder = None if url.path == "-" else Path(url.path).absolute().parent
-        with TemporaryDirectory(prefix="check-", dir=folder) as scratch:
-            path = Path(scratch) / "tasks.jsonl"
-            yield Place(open=lambda: cls(path), held=lambda: path.read_bytes().splitlines() if path.exists() else [])
-
-    def position(self, outbox_id: str) -> None:
-        """Return ``None``: lines carry no position."""
+    def mark(self, outbox_id: str) -> None:
+        """Return ``None``: lines carry no mark."""
 
     def send(self, batch: Batch) -> None:
         """Append the batch's lines in one go."""
-        data = b"".join(entry.payload + b"\n" for entry in batch.entries)
-        if self._stdout:
-            if self._left:
-                raise SinkUnavailable("stdout takes no more lines: what read it is gone")
-            try:
-                sys.stdout.buffer.write(data)
-                sys.stdout.buffer.flush()
-            except OSError as error:
-                # What reads the pipe is gone, and Python would complain once more when it closes stdout at exit.
-                self._left = True
-                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - stays open until the process ends
-                raise SinkUnavailable(f"stdout takes no more lines ({error.strerror})") from error
-            return
+        lines = b"".join(entry.payload + b"\n" for entry in batch.entries)
+        if self._stdout is None:
+            self._append(lines)
+        else:
+            self._stdout.write(lines)
+
+    def close(self) -> None:
+        """Release stdout; a file is only open within ``send``."""
+        if self._stdout is not None:
+            self._stdout.close()
+
+    def _append(self, lines: bytes) -> None:
         try:
             with self._path.open("ab", buffering=0) as file:
                 start = file.tell()
                 try:
-                    written = file.write(data)
-                    if written != len(data):
-                        raise SinkFull(f"{self._path} took only {written} of {len(data)} bytes: is the disk full?")
+                    written = file.write(lines)
+                    if written != len(lines):
+                        raise SinkFull(f"{self._path} took only {written} of {len(lines)} bytes: is the disk full?")
                     os.fsync(file.fileno())
                 except BaseException:
                     file.truncate(start)
                     raise
         except OSError as error:
             raise SinkUnavailable(f"{self._path} cannot be written ({error.strerror})") from error
+
+
+class _Stdout:
+    """Standard output, through a descriptor of its own: nothing that the process does with ``sys.stdout`` is changed."""
+
+    def __init__(self) -> None:
+        if sys.stdout is None:  # then descriptor 1 may be anything that was opened since, such as a database
+            raise ConfigurationError("jsonl:- cannot be written: stdout is closed; give a file")
+        self._fd = os.dup(1)
+        self._unfinished = b""  # what is left of a line when a write ended in the middle of it
+
+    def write(self, lines: bytes) -> None:
+        data = memoryview(self._unfinished + lines)
+        at = 0
+        try:
+            while at < len(data):
+                self._wait_for_reader()
+                at += os.write(self._fd, data[at : at + _AT_ONCE])
+        except BrokenPipeError as error:
+            raise SinkUnavailable("stdout was closed by the reader") from error
+        except OSError as error:
+            raise SinkUnavailable(f"stdout cannot be written ({error.strerror})") from error
+        finally:
+            end = bytes(data[:at]).rfind(b"\n") + 1
+            self._unfinished = bytes(data[at:]).partition(b"\n")[0] + b"\n" if end != at else b""
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def _wait_for_reader(self) -> None:
+        while not select.select([], [self._fd], [], _PATIENCE)[1]:
+            if not pause(0):
+                raise SinkUnavailable(f"the reader of stdout took nothing for {_PATIENCE:.0f} s")

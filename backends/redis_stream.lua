@@ -1,93 +1,152 @@
--- Takes a batch whole, or nothing of it, and with it the position; the one step that makes delivery exactly once.
+-- Takes a batch whole or nothing of it, and the mark with it: the one step that makes delivery exactly once. Follows
+-- redis_held.lua. One call does a bounded amount of work, however long the stream is.
 --
--- KEYS[1]  the stream
--- KEYS[2]  a hash: outbox id -> the position held for it
--- ARGV[1]  outbox id
--- ARGV[2]  the position the batch starts after, ARGV[3] the position it ends at
--- ARGV[4]  maxlen, 0 for no bound
--- ARGV[5]  'hold' or 'trim': what happens at maxlen to entries that a consumer group has not acknowledged
--- ARGV[6]  the groups that count, separated by commas; '' for all
--- ARGV[7…] the payloads
+-- ARGV[2]  the mark that must be held, ARGV[3] the mark that the batch leaves
+-- ARGV[4]  run id, '-' for none
+-- ARGV[5]  maxlen, 0 for no bound
+-- ARGV[6]  'hold' or 'trim': what happens at maxlen to entries that a consumer group has not acknowledged
+-- ARGV[7]  how many names of groups follow: only these count; 0 for all
+-- then     the names, and the payloads
 --
--- Returns {'taken'}, {'conflict', held position} or {'full', room, group, its oldest unacknowledged id}.
+-- Returns {'taken', trimmed, trimmed by this call}, {'conflict', held mark, trimmed}, {'foreign', value}, or
+-- {'full', room, trimmed, reason, id, group}, where the reason is
+--   'unread'          the group has read nothing beyond the id
+--   'unacknowledged'  the group has not acknowledged the entry with the id
+--   'missing'         the stream has no such group
+--   'run'             no group reads the stream, and this run delivered all that is left of it
+--   'size'            the batch alone is larger than maxlen
 
-local stream, positions, outbox = KEYS[1], KEYS[2], ARGV[1]
-local maxlen, overflow, counted = tonumber(ARGV[4]), ARGV[5], ARGV[6]
-local first = 7
+local SPARE = 1000 -- entries that a call may trim beyond the batch's size, where the stream is beyond maxlen
+local PAGE = 100 -- entries that are in the script's memory at a time
+local STEPS = 1000 -- references to entries that no longer exist, looked at by one call
+
+local run, maxlen, overflow, named = ARGV[4], tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
+local first = 8 + named
 local size = #ARGV - first + 1
 
--- Positions are compared as text: Lua's numbers would round those beyond 2^53.
-local held = redis.call('HGET', positions, outbox) or '0'
-if held ~= ARGV[2] then
-    return {'conflict', held}
+local record, info, value = held()
+if not record then
+    return {'foreign', value}
 end
-
--- Fails here, before anything is written, if the key holds another type.
-local length = redis.call('XLEN', stream)
-
-local function counts(group)
-    return counted == '' or string.find(',' .. counted .. ',', ',' .. group .. ',', 1, true) ~= nil
+if record.mark ~= ARGV[2] then
+    return {'conflict', record.mark, record.trimmed}
 end
-
--- Stream ids as two numbers each half: enough for milliseconds until the year 287396.
-local function before(a, b)
-    local a1, a2 = string.match(a, '^(%d+)-(%d+)$')
-    local b1, b2 = string.match(b, '^(%d+)-(%d+)$')
-    if a1 ~= b1 then
-        return tonumber(a1) < tonumber(b1)
-    end
-    return tonumber(a2) < tonumber(b2)
+if run ~= '-' and run ~= record.run then
+    record.run, record.floor = run, info and info['last-generated-id'] or '0-0'
 end
+local length = info and info['length'] or 0
 
--- The oldest id that some group still needs. `open` says that this id itself is acknowledged: only what is
--- beyond it is needed.
-local function oldest_needed()
-    local oldest, open, holder
-    local function needs(id, beyond, name)
-        if not oldest or before(id, oldest) or (id == oldest and open and not beyond) then
-            oldest, open, holder = id, beyond, name
+-- Returns the oldest entry that still exists and that the group has read, but not acknowledged; nil if there is none.
+-- References to entries that were deleted or trimmed are passed over. Where there are more of them than one call looks
+-- at, returns an entry with none before it that is needed: what lies before it may go, and the next call gets further.
+local function oldest_unacknowledged(group, steps)
+    local at = info['first-entry'][1]
+    for step = 1, steps do
+        local pending = redis.call('XPENDING', stream, group, at, '+', 1)[1]
+        if not pending then
+            return nil, step
+        end
+        local entry = redis.call('XRANGE', stream, pending[1], '+', 'COUNT', 1)[1]
+        if not entry then
+            return nil, step
+        end
+        at = entry[1]
+        if at == pending[1] then
+            return at, step
         end
     end
+    return at, steps
+end
+
+-- Returns the id up to which all counted groups are done, whether that id itself is among it, and who is the last, for
+-- the reply 'full'; nil if there is no group.
+local function done_by_all()
+    local groups, counted = {}, {}
     for _, flat in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-        local info = {}
-        for i = 1, #flat, 2 do
-            info[flat[i]] = flat[i + 1]
+        local group = by_name(flat)
+        groups[group['name']] = group
+        counted[#counted + 1] = group['name']
+    end
+    if named > 0 then
+        counted = {unpack(ARGV, 8, 7 + named)}
+    end
+    local steps = STEPS
+    local bound, inclusive, reason, holder
+    local function needs(id, itself, why, name)
+        if not bound or is_before(id, bound) or (id == bound and inclusive and itself) then
+            bound, inclusive, reason, holder = id, not itself, why, name
         end
-        if counts(info['name']) then
-            needs(info['last-delivered-id'], true, info['name'])
-            if info['pending'] > 0 then
-                needs(redis.call('XPENDING', stream, info['name'])[2], false, info['name'])
+    end
+    for _, name in ipairs(counted) do
+        local group = groups[name]
+        if not group then
+            return '0-0', true, 'missing', name
+        end
+        needs(group['last-delivered-id'], false, 'unread', name)
+        if group['pending'] > 0 then
+            local id, used = oldest_unacknowledged(name, math.max(1, steps))
+            steps = steps - used
+            if id then
+                needs(id, true, 'unacknowledged', name)
             end
         end
     end
-    return oldest, open, holder
+    return bound, inclusive, reason, holder
 end
 
-local trim = nil
+-- Counts the oldest entries up to an id, but no more than `most`.
+local function count(bound, inclusive, most)
+    local found, from, to = 0, '-', inclusive and bound or '(' .. bound
+    while found < most do
+        local asked = math.min(PAGE, most - found)
+        local page = redis.call('XRANGE', stream, from, to, 'COUNT', asked)
+        found = found + #page
+        if #page < asked then
+            break
+        end
+        from = '(' .. page[#page][1]
+    end
+    return found
+end
+
+-- How many of the oldest entries are trimmed, and how many of those nobody is known to have read.
+local trimmed, unread = 0, 0
 if maxlen > 0 and length + size > maxlen then
-    trim = '~' -- whole nodes only: much cheaper, and a little more stays
-    if overflow == 'hold' and redis.call('EXISTS', stream) == 1 then
-        local oldest, open, holder = oldest_needed()
-        if oldest then
-            local excess = length + size - maxlen
-            local last = open and oldest or '(' .. oldest
-            local free = #redis.call('XRANGE', stream, '-', last, 'COUNT', excess)
-            if free < excess then
-                return {'full', math.max(0, maxlen - length + free), holder, oldest}
-            end
-            trim = '='
+    local most = math.min(length + size - maxlen, size + SPARE, length)
+    local bound, inclusive, reason, holder
+    if length > 0 then
+        bound, inclusive, reason, holder = done_by_all()
+    end
+    local read = bound and count(bound, inclusive, most) or 0
+    if overflow == 'trim' or (not bound and run == '-') then
+        trimmed, unread = most, most - read
+    elseif bound then
+        trimmed = read
+    else
+        trimmed = length > 0 and count(record.floor, true, most) or 0
+        unread = trimmed
+    end
+    -- The stream may not grow beyond maxlen; where it is beyond that already, it may not grow.
+    local room = math.max(0, maxlen - length) + trimmed
+    if overflow == 'hold' and room < size then
+        if not bound then
+            reason = length > 0 and run ~= '-' and 'run' or 'size'
         end
+        return {'full', room, record.trimmed, reason, bound or '', holder or ''}
     end
 end
 
--- What a user may lack the right to comes before the first entry, or a batch would be taken without its position.
--- This first write is also where a server that is out of memory says so.
-redis.call('HSET', positions, outbox, held)
-if trim then
-    redis.call('XTRIM', stream, 'MAXLEN', trim, math.max(0, maxlen - size))
+-- What a user may lack the right to comes before the first entry, or a batch would be taken without its mark. This
+-- first write is also where a server that is out of memory says so.
+redis.call('HSET', marks, outbox, value)
+if trimmed > 0 then
+    redis.call('XTRIM', stream, 'MAXLEN', '=', length - trimmed)
 end
 for i = first, #ARGV do
-    redis.call('XADD', stream, '*', 'data', ARGV[i])
+    record.last = redis.call('XADD', stream, '*', 'data', ARGV[i])
 end
-redis.call('HSET', positions, outbox, ARGV[3])
-return {'taken'}
+local added = describe_stream()['entries-added']
+record.added = added and string.format('%.0f', added) or '-'
+record.trimmed, record.mark = record.trimmed + unread, ARGV[3]
+redis.call('HSET', marks, outbox, compose(record))
+return {'taken', record.trimmed, unread}

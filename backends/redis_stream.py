@@ -1,64 +1,48 @@
-"""RedisStreamSink: a batch, the position and the trimming in one script call."""
+"""RedisStreamSink: a batch, its mark and the trimming in one script call."""
 
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import quote
 
 import msgspec
 import redis
-from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import (
-    AuthenticationError,
-    AuthorizationError,
-    BusyLoadingError,
-    NoPermissionError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-)
-from redis.retry import Retry
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from owm_outbox import (
     URL,
     Batch,
     ConfigurationError,
     EntriesRejected,
-    OutboxError,
-    Place,
-    PositionConflict,
+    MarkConflict,
     Sink,
     SinkFull,
     SinkUnavailable,
 )
 
-__all__ = ["RedisStreamSink"]
+from .redis_connection import CLIENT_OPTIONS, Backoff, check, connect, meaning
+
+__all__ = ["MARK_SCRIPT", "OPTIONS", "SEND_SCRIPT", "RedisStreamSink", "marks_key"]
 
 log = logging.getLogger("owm_outbox_backends.redis_stream")
 
-T = TypeVar("T")
-
-_FATAL = (AuthenticationError, AuthorizationError, NoPermissionError)
-_NO_RIGHT = ("NOPERM", "can't run this command", "has no permissions to run")  # as said within a script
 _MAX_BULK = 512 * 2**20  # proto-max-bulk-len where the server does not tell: Redis closes the connection beyond it
-
-_STREAM = "owm-ingestion-stream"
 _WAIT_MS = 500
 
-# Writes without a change, which replicas and the append-only file get like any other, and returns the position.
-_TOUCH = """
-local held = redis.call('HGET', KEYS[1], ARGV[1])
-redis.call('HSET', KEYS[1], ARGV[1], held or '0')
-return held
-"""
+
+def _script(*names: str) -> str:
+    return "\n".join(files(__package__).joinpath(name).read_text("utf-8") for name in names)
+
+
+MARK_SCRIPT = _script("redis_held.lua", "redis_mark.lua")
+SEND_SCRIPT = _script("redis_held.lua", "redis_stream.lua")
 
 _Positive = Annotated[float, msgspec.Meta(gt=0)]
-_OPTIONS: dict[str, Any] = {
+OPTIONS: dict[str, Any] = {
     "stream": Annotated[str, msgspec.Meta(min_length=1)],
     "maxlen": Annotated[int, msgspec.Meta(ge=0)],
     "overflow": Literal["hold", "trim"],
@@ -69,37 +53,29 @@ _OPTIONS: dict[str, Any] = {
     "wait_replicas": Annotated[int, msgspec.Meta(ge=0)],
     "wait_aof": Annotated[int, msgspec.Meta(ge=0)],
 }
-# What redis-py's own URLs take: the settings of its client that can be written as text.
-_CLIENT_OPTIONS: dict[str, Any] = {
-    "username": str,
-    "password": str,
-    "client_name": str,
-    "db": Annotated[int, msgspec.Meta(ge=0)],
-    "protocol": Annotated[int, msgspec.Meta(ge=2, le=3)],
-    "socket_timeout": _Positive,
-    "socket_connect_timeout": _Positive,
-    "socket_keepalive": bool,
-    "health_check_interval": Annotated[int, msgspec.Meta(ge=0)],
-    "ssl_check_hostname": bool,
-    "ssl_cert_reqs": Literal["none", "optional", "required"],
-    **dict.fromkeys(
-        ("ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_password", "ssl_ciphers"),
-        str,
-    ),
-}
+
+
+def marks_key(stream: str) -> str:
+    """Return the hash in which marks are kept, ``{stream}:positions``: in the stream's slot of a cluster."""
+    tagged = "{" in stream and "}" in stream.partition("{")[2][1:]
+    return f"{stream if tagged else '{' + stream + '}'}:positions"
 
 
 class RedisStreamSink(Sink):
     """Adds each task to a Redis Stream as an entry with one field, ``data``. Redis 6.2 and later, Valkey.
 
-    ``redis://user:password@host:6379/0?stream=s``, or ``rediss://`` for TLS. Options: ``stream``; ``maxlen`` (0: no
-    bound); ``overflow``: ``hold`` keeps what a consumer group has not acknowledged and says the sink is full,
-    ``trim`` trims all the same; ``groups=a,b``: only these count; ``retries``, ``backoff_base``, ``backoff_cap``
-    (seconds) on connection errors; ``wait_replicas=N``: a batch counts as held once N replicas have it, too;
-    ``wait_aof=N``: once N servers, this one first, have it in their append-only file on disk (Redis 7.2, Valkey);
-    and redis-py's own, such as ``socket_timeout``.
+    ``redis://user:password@host:6379/0?stream=s``, or ``rediss://`` for TLS. Options: ``stream``, required; ``maxlen``
+    (0: no bound); ``overflow``: ``hold`` keeps what a consumer group has not acknowledged, and without a group what
+    the current run delivered, and says that the sink is full, ``trim`` trims all the same; ``groups=a,b``: only these
+    count, and one that does not exist has read nothing; ``retries``, ``backoff_base``, ``backoff_cap`` (seconds) on
+    connection errors; ``wait_replicas=N``: a batch counts as held once N replicas have it, too; ``wait_aof=N``: once N
+    servers, this one first, have it in their append-only file on disk (Redis 7.2, Valkey); and redis-py's own, such as
+    ``socket_timeout`` (5 s).
 
-    It holds its position for each outbox in the hash ``{stream}:positions``, in the stream's slot of a cluster.
+    It keeps a mark per outbox next to the stream, in the hash that `marks_key` names, with what tells whether the
+    stream still is the one that took the batch. If it was deleted, evicted or made from scratch, the mark is not held
+    any more. Before Redis 7 a server does not count what it was given; there, a stream that others write to as well
+    and whose workers delete everything they read looks like a new one, and what is not cleared is sent again.
 
     :param url: as redis-py takes it, without the options above.
     """
@@ -108,7 +84,7 @@ class RedisStreamSink(Sink):
         self,
         url: str = "redis://localhost:6379/0",
         *,
-        stream: str = _STREAM,
+        stream: str,
         maxlen: int = 100_000,
         overflow: Literal["hold", "trim"] = "hold",
         groups: str = "",
@@ -120,158 +96,152 @@ class RedisStreamSink(Sink):
     ) -> None:
         self._where = f"{URL(url)}, stream {stream!r}"
         self._stream = stream
-        tagged = "{" in stream and "}" in stream.partition("{")[2][1:]
-        self._positions = f"{stream if tagged else '{' + stream + '}'}:positions"
+        self._marks = marks_key(stream)
         self._maxlen = maxlen
         self._overflow = overflow
-        self._groups = groups
-        self._max_payload: int | None = None
+        self._groups = [name.strip() for name in groups.split(",")] if groups else []
+        if "" in self._groups:
+            raise ConfigurationError(f"{self._where}: groups={groups!r} has an empty name; write groups=a,b")
         self._retries = retries
-        self._backoff = _PausingBackoff(lambda: self.pause, base=backoff_base, cap=backoff_cap)
+        self._backoff = Backoff(base=backoff_base, cap=backoff_cap)
         self._waits: list[tuple[str | int, ...]] = []  # what must be answered by enough copies before a write counts
         if wait_replicas:
             self._waits.append(("WAIT", wait_replicas, _WAIT_MS))
         if wait_aof:
             self._waits.append(("WAITAOF", 1, wait_aof - 1, _WAIT_MS))
-        try:
-            pool: redis.ConnectionPool = redis.ConnectionPool.from_url(
-                url,
-                retry=_Retry(self._backoff, retries),
-                # The retry covers lost connections and timeouts; these are two more that pass by themselves.
-                retry_on_error=[BusyLoadingError, ReadOnlyError],
-            )
-            self._client: redis.Redis = redis.Redis(connection_pool=pool)
-            self._take = self._client.register_script(
-                files(__package__).joinpath("redis_stream.lua").read_text("utf-8")
-            )
-            self._touch = self._client.register_script(_TOUCH)
-        except (ValueError, TypeError, RedisError) as error:
-            raise ConfigurationError(f"{URL(url)}: {error}") from error
+        self._client = connect(url, retries=retries, backoff=self._backoff)
+        self._ask = self._client.register_script(MARK_SCRIPT)
+        self._take = self._client.register_script(SEND_SCRIPT)
+        self._max_payload: int | None = None
+        self._trimmed_until: dict[str, int] = {}  # the server's count when it was last seen, by outbox
+        self.trimmed = 0
 
     @classmethod
     def from_url(cls, url: URL) -> Self:
         """Make the sink that a ``redis://`` or ``rediss://`` URL names."""
-        given = url.options(**_OPTIONS, **_CLIENT_OPTIONS)
-        if url.scheme == "redis" and (needs_tls := [name for name in given if name.startswith("ssl_")]):
-            raise ConfigurationError(f"{url}: {needs_tls[0]} is for TLS: write rediss://")
-        if not url.hostname:
-            raise ConfigurationError(f"{url} names no host; write redis://host:6379/0?stream=name")
-        if not url.path.strip("/").isdecimal() and url.path.strip("/"):
-            raise ConfigurationError(f"{url}: the path is the number of a database, such as /0")
-        return cls(url.without_options(*_OPTIONS), **{name: given[name] for name in _OPTIONS if name in given})
+        given = url.options(**OPTIONS, **CLIENT_OPTIONS)
+        check(url, given)
+        if "stream" not in given:
+            raise ConfigurationError(f"{url} needs stream=NAME, such as redis://host:6379/0?stream=tasks")
+        return cls(url.without_options(*OPTIONS), **{name: given[name] for name in OPTIONS if name in given})
 
-    @classmethod
-    @contextmanager
-    def scratch(cls, url: URL) -> Iterator[Place]:
-        """Give a stream of 100 entries beside the real one, on the same server."""
-        given = url.options(**_OPTIONS, **_CLIENT_OPTIONS)
-        stream = f"{given.get('stream', _STREAM)}:check:{uuid.uuid4()}"
-        own = {name: given[name] for name in _OPTIONS if name in given}
-        own |= {"stream": stream, "maxlen": 100, "overflow": "hold", "groups": ""}
-
-        def make() -> RedisStreamSink:
-            return cls(url.without_options(*_OPTIONS), **own)
-
-        def held() -> list[bytes]:
-            entries: Any = keeper._client.xrange(stream)
-            return [fields[b"data"] for _, fields in entries]
-
-        def fill() -> None:
-            keeper._client.xgroup_create(stream, "check", id="0", mkstream=True)
-            while keeper._client.xlen(stream) < 80:
-                keeper._client.xadd(stream, {"data": "{}"})
-
-        with make() as keeper:
-            keeper.position("check")  # a server that is down, or says no, shows here
-            try:
-                yield Place(open=make, held=held, fill=fill)
-            finally:
-                with keeper._translated():
-                    keeper._client.delete(stream, keeper._positions)
-
-    def position(self, outbox_id: str) -> int:
-        """Return what the positions hash says, 0 if nothing yet."""
+    def mark(self, outbox_id: str) -> str:
+        """Return the mark that is kept for this outbox, if the stream still bears it out."""
         with self._translated():
-            held: Any = self._client.hget(self._positions, outbox_id)
-            if held is not None and self._waits:
-                held = self._confirmed(outbox_id, lambda pipe: self._touch([self._positions], [outbox_id], pipe))
-            kind: Any = self._client.type(self._stream)
-            if _text(kind) not in ("none", "stream"):  # the first batch would tell, but by then work has been done
-                raise ResponseError(f"WRONGTYPE {_text(kind)}")
-        return self._number(held or 0)
+            reply: Any = self._confirmed(outbox_id, lambda pipe: self._asked(outbox_id, pipe))
+        match reply:
+            case [b"held", mark, trimmed]:
+                self._count_trimmed(outbox_id, trimmed, 0)
+                return _text(mark)
+        raise self._foreign(reply)
 
     def send(self, batch: Batch) -> None:
-        """Add the batch and its position with one call of the script."""
+        """Add the batch and its mark with one call of the script."""
         limit = self._payload_limit()
         if too_large := [entry for entry in batch.entries if len(entry.payload) > limit]:
             raise EntriesRejected(
                 {
-                    entry.position: f"its payload has {len(entry.payload)} bytes, {limit} is the server's limit"
+                    entry.position: f"its payload has {len(entry.payload)} bytes; the server's limit is {limit}"
                     for entry in too_large
                 }
             )
-        keys = [self._stream, self._positions]
+        keys = [self._stream, self._marks]
         args: list[str | bytes | int] = [
             batch.outbox_id,
             batch.after,
-            batch.position,
+            batch.mark,
+            quote(batch.run_id, safe="") or "-",
             self._maxlen,
             self._overflow,
-            self._groups,
+            len(self._groups),
+            *self._groups,
             *(entry.payload for entry in batch.entries),
         ]
         with self._translated():
             reply: Any = self._confirmed(batch.outbox_id, lambda pipe: self._take(keys, args, pipe))
         match reply:
-            case [b"taken"]:
-                return
-            case [b"conflict", held]:
+            case [b"taken", trimmed, now]:
+                self._count_trimmed(batch.outbox_id, trimmed, now)
+            case [b"conflict", held, trimmed]:
+                self._count_trimmed(batch.outbox_id, trimmed, 0)
                 # Perhaps by an earlier attempt of ours, which not enough copies had confirmed.
-                raise PositionConflict(self.position(batch.outbox_id) if self._waits else self._number(held))
-            case [b"full", room, group, oldest]:
-                since = f"not acknowledged {_text(oldest)}" if _text(oldest) != "0-0" else "read nothing yet"
-                raise SinkFull(
-                    f"{self._where} is full (maxlen {self._maxlen}): group {_text(group)!r} has {since}. Let it catch "
-                    "up, or see groups= and overflow= in the README",
-                    room=room,
-                )
-        raise SinkUnavailable(f"{self._where} gave an answer that makes no sense: {reply!r}")
-
-    def _confirmed(self, outbox_id: str, write: Callable[[redis.Redis], Any]) -> Any:
-        """Make a write, and return its reply once as many copies as the URL asks for have it."""
-        if not self._waits:
-            return write(self._client)
-        attempt = 0
-        reply, *copies = self._write_and_wait(write)
-        while not all(map(_enough, self._waits, copies)):
-            attempt += 1
-            if attempt > self._retries:
-                raise SinkUnavailable(
-                    f"{self._where}: not enough copies have what was written ({self._waits}: {copies})"
-                )
-            self._backoff.compute(attempt)
-            _, *copies = self._write_and_wait(lambda pipe: self._touch([self._positions], [outbox_id], pipe))
-        return reply
-
-    def _write_and_wait(self, write: Callable[[redis.Redis], Any]) -> list[Any]:
-        with self._client.pipeline(transaction=False) as pipe:  # WAIT speaks of the writes of its own connection only
-            write(pipe)
-            for wait in self._waits:
-                pipe.execute_command(*wait)  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
-            return list(pipe.execute())
+                raise MarkConflict(self.mark(batch.outbox_id) if self._waits else _text(held))
+            case [b"full", room, trimmed, reason, entry_id, group]:
+                self._count_trimmed(batch.outbox_id, trimmed, 0)
+                why = self._why_full(_text(reason), _text(entry_id), _text(group))
+                raise SinkFull(f"{self._where} is full (maxlen {self._maxlen}): {why}", room=room)
+            case _:
+                raise self._foreign(reply)
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
         self._client.connection_pool.disconnect()
 
-    def _number(self, held: bytes | int) -> int:
-        try:
-            return int(held)
-        except ValueError:
-            raise ConfigurationError(
-                f"{self._where}: {self._positions!r} holds {held!r}, no position: another program writes to it"
-            ) from None
+    # -- within
+
+    def _asked(self, outbox_id: str, pipe: redis.Redis) -> Any:
+        return self._ask([self._stream, self._marks], [outbox_id, 1 if self._waits else 0], pipe)
+
+    def _count_trimmed(self, outbox_id: str, trimmed: int, now: int) -> None:
+        """Count what was trimmed since the server's count was last seen, also by a call whose reply was lost."""
+        before = self._trimmed_until.get(outbox_id, trimmed - now)
+        self.trimmed += max(0, trimmed - before)  # less than before: the server was set back
+        self._trimmed_until[outbox_id] = trimmed
+
+    def _why_full(self, reason: str, entry_id: str, group: str) -> str:
+        create = f"XGROUP CREATE {self._stream} {group or 'GROUP'} 0"
+        match reason:
+            case "missing":
+                return (
+                    f"groups= names {group!r}, but the stream does not have that group, so nothing counts as read. "
+                    f"Create it ({create}), or correct groups="
+                )
+            case "run":
+                return (
+                    "no consumer group reads it, and what is left of it was delivered by this run, so nothing of it "
+                    f"may be trimmed. Create a group ({create}), raise maxlen=, or set overflow=trim"
+                )
+            case "size":
+                return "the batch alone is larger than that. Make batches smaller, or raise maxlen="
+            case "unread" if entry_id == "0-0":
+                progress = "has read nothing yet"
+            case "unread":
+                progress = f"has read nothing beyond {entry_id}"
+            case _:
+                progress = f"has not acknowledged {entry_id}"
+        return f"group {group!r} {progress}. Let it catch up, or see groups= and overflow= in the README"
+
+    def _foreign(self, reply: Any) -> ConfigurationError | SinkUnavailable:
+        match reply:
+            case [b"foreign", value]:
+                return ConfigurationError(
+                    f"{self._where}: {self._marks!r} holds {_text(value)!r}, which is not a mark: another program "
+                    "writes to it; name another stream"
+                )
+        return SinkUnavailable(f"{self._where} gave an answer that makes no sense: {reply!r}")
+
+    def _confirmed(self, outbox_id: str, call: Callable[[redis.Redis], Any]) -> Any:
+        """Call a script, and return its reply once as many copies as the URL asks for have what it wrote."""
+        if not self._waits:
+            return call(self._client)
+        attempt = 0
+        reply, *copies = self._call_and_wait(call)
+        while not all(map(_enough, self._waits, copies)):
+            attempt += 1
+            if attempt > self._retries or not self._backoff.wait(attempt):
+                raise SinkUnavailable(
+                    f"{self._where}: not enough copies have what was written ({self._waits}: {copies})"
+                )
+            _, *copies = self._call_and_wait(lambda pipe: self._asked(outbox_id, pipe))
+        return reply
+
+    def _call_and_wait(self, call: Callable[[redis.Redis], Any]) -> list[Any]:
+        with self._client.pipeline(transaction=False) as pipe:  # WAIT speaks of the writes of its own connection only
+            call(pipe)
+            for wait in self._waits:
+                pipe.execute_command(*wait)  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
+            return list(pipe.execute())
 
     def _payload_limit(self) -> int:
         """Ask the server once what it allows, and warn of a setting that defeats the promises."""
@@ -285,8 +255,8 @@ class RedisStreamSink(Sink):
                     memory, setting = {}, {}
             if str(memory.get("maxmemory_policy", "")).startswith("allkeys") and memory.get("maxmemory"):
                 log.warning(
-                    "%s: maxmemory-policy is %s, so the server may evict the whole stream, or the position that "
-                    "keeps delivery exactly once; set noeviction",
+                    "%s: maxmemory-policy is %s, so the server may evict the whole stream with tasks that nobody has "
+                    "read; set noeviction",
                     self._where,
                     memory["maxmemory_policy"],
                 )
@@ -297,80 +267,14 @@ class RedisStreamSink(Sink):
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except SinkUnavailable as error:  # from a pause that was cut short; it is the reason for the pause that matters
-            if not isinstance(error.__context__, RedisError):
-                raise
-            raise self._meaning(error.__context__) from error
         except RedisError as error:
-            raise self._meaning(error) from error
+            raise meaning(error, self._where, f"{self._stream!r} and {self._marks!r}") from error
+        except SinkUnavailable:
+            raise
         except BaseException:
-            # Stopped between a request and its reply: whoever uses the connection next would take one for the other.
+            # Interrupted between a request and its reply: the next use of the connection would read that reply.
             self._client.connection_pool.disconnect()
             raise
-
-    def _meaning(self, error: RedisError) -> OutboxError:
-        """Say what an error of the client or the server means for the relay."""
-        text = str(error)
-        if isinstance(error, _FATAL) or any(words in text for words in _NO_RIGHT):
-            return ConfigurationError(
-                f"{self._where}: the server refuses us ({text}): check user and password in the URL, and their rights"
-            )
-        if "WRONGTYPE" in text:
-            return ConfigurationError(
-                f"{self._where}: that key, or {self._positions!r}, holds another type: name another stream"
-            )
-        if "WAITAOF" in text:
-            return ConfigurationError(f"{self._where}: wait_aof does not work on this server ({text})")
-        if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in text:
-            return SinkFull(f"{self._where}: the server is out of memory (maxmemory)")
-        return SinkUnavailable(f"{self._where} cannot be used now ({text}); call again later")
-
-
-class _PausingBackoff(ExponentialWithJitterBackoff):
-    """Waits by itself, with the sink's ``pause``, so that a stop ends the wait; redis-py would sleep through it."""
-
-    def __init__(self, pause: Callable[[], Callable[[float], None]], *, base: float, cap: float) -> None:
-        super().__init__(cap=cap, base=base)
-        self._pause = pause
-
-    def compute(self, failures: int) -> float:
-        self._pause()(super().compute(failures))
-        return 0.0
-
-
-class _Retry(Retry):
-    """Retries all but what no retry mends, and as often as it says.
-
-    To redis-py a wrong password is a connection error, too; and it retries a connection within each try of a command.
-    """
-
-    _under_way = False
-
-    def call_with_retry(
-        self,
-        do: Callable[[], T],
-        fail: Callable[..., Any],
-        is_retryable: Callable[[Exception], bool] | None = None,
-        with_failure_count: bool = False,
-    ) -> T:
-        def worthwhile(error: Exception) -> bool:
-            return not isinstance(error, _FATAL) and (is_retryable is None or is_retryable(error))
-
-        def attempt() -> T:
-            try:
-                return do()
-            except ResponseError as error:
-                if "READONLY" in str(error):  # within a script, Redis 6.2 wraps it into an error of another kind
-                    raise ReadOnlyError(str(error)) from error
-                raise
-
-        if self._under_way:
-            return do()
-        self._under_way = True
-        try:
-            return super().call_with_retry(attempt, fail, worthwhile, with_failure_count)
-        finally:
-            self._under_way = False
 
 
 def _enough(wait: tuple[str | int, ...], count: Any) -> bool:
