@@ -6,27 +6,31 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import msgspec
 
 from owm_outbox import (
+    MAX_BYTES,
+    NOTHING,
     RESUME_WITHIN,
-    URL,
     DeadLetter,
     DeadLetterStore,
     Entry,
-    Job,
+    Key,
+    Mark,
+    MemoryState,
+    NewEntry,
     Outbox,
+    OutboxInvalid,
     OutboxLocked,
     OutboxStats,
-    Rejected,
-    Run,
+    RunRecord,
     RunReport,
-    RunSummary,
-    encode,
+    StateStore,
+    Stored,
+    may_resume,
 )
 
 __all__ = ["MemoryOutbox"]
@@ -35,21 +39,13 @@ __all__ = ["MemoryOutbox"]
 @dataclass(slots=True)
 class _Row:
     run: str | None
-    key: Any
+    key: Key | None
     task_id: str | None
+    headers: Mapping[str, str]
     payload: bytes
     stored_at: datetime
     reason: str | None = None
     rejected_at: datetime | None = None
-
-
-@dataclass(slots=True)
-class _RunState:
-    run: Run
-    state: str = "open"
-    finished_at: datetime | None = None
-    report: bytes | None = None
-    rejected: int = 0
 
 
 class MemoryOutbox(Outbox, DeadLetterStore):
@@ -59,22 +55,21 @@ class MemoryOutbox(Outbox, DeadLetterStore):
     """
 
     def __init__(self, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        self.id = str(uuid.uuid4())
         self._now = now
+        self._state = MemoryState()
         self._rows: dict[int, _Row] = {}  # in order of position
-        self._keys: set[tuple[str, Any]] = set()
-        self._runs: list[_RunState] = []
+        self._keys: dict[tuple[str, Key | None], int] = {}  # the position of each key of each run
+        self._runs: dict[str, RunRecord] = {}  # in the order in which they were started
+        self._resume_within: dict[str, timedelta] = {}
         self._last = 0
-        self._acknowledged = 0
+        self._acknowledged = NOTHING
         self._relay = threading.Lock()
         self._mutex = threading.RLock()
 
-    @classmethod
-    @contextmanager
-    def scratch(cls, url: URL) -> Iterator[Callable[[], Outbox]]:
-        """Give the same new object each time."""
-        outbox = cls.from_url(url)
-        yield lambda: outbox
+    @property
+    def state(self) -> StateStore:
+        """State of this object."""
+        return self._state
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -86,94 +81,80 @@ class MemoryOutbox(Outbox, DeadLetterStore):
         finally:
             self._relay.release()
 
-    def start_run(self, job: Job[Any], *, resume_within: timedelta = RESUME_WITHIN) -> Run:
-        """Return the unfinished run, or a new one."""
+    def start_run(self, job: str, *, resume_within: timedelta = RESUME_WITHIN) -> RunRecord:
+        """Return the open run, or a new one."""
         with self._mutex:
             now = self._now()
-            for known in reversed(self._runs):
-                if known.run.job == job.name and known.state == "open":
-                    if now - known.run.started_at < resume_within:
-                        old = known.run
-                        known.run = self._new_run(job, old.id, old.started_at, resumed=True)
-                        known.run.checkpoint, known.run.expected = old.checkpoint, old.expected
-                        known.run.extracted, known.run.duplicates = old.extracted, old.duplicates
-                        known.run.rejected, known.run.unusable = known.rejected, old.unusable
-                        return known.run
-                    known.state, known.finished_at = "incomplete", now
-                    self._clear(known.run.id)
-            run = self._new_run(job, str(uuid.uuid4()), now, resumed=False)
-            self._runs.append(_RunState(run))
-            return run
+            found = None
+            for run in [run for run in self._runs.values() if run.state == "open"]:
+                within = resume_within if run.job == job else self._resume_within[run.id]
+                if not may_resume(run.progressed_at, now, within):
+                    self._runs[run.id] = replace(run, state="incomplete", finished_at=now)
+                elif run.job == job:
+                    found = replace(run, resumed=True)
+            if found is None:
+                found = RunRecord(str(uuid.uuid4()), job, "open", started_at=now, progressed_at=now)
+                self._runs[found.id] = found
+            self._resume_within[found.id] = resume_within
+            self._clear()
+            return found
 
-    def _new_run(self, job: Job[Any], id_: str, started_at: datetime, *, resumed: bool) -> Run:
-        return Run(id=id_, job=job.name, started_at=started_at, resumed=resumed, key=job.key, notes=self.notes)
-
-    def append(
+    def store(
         self,
-        tasks: Iterable[Any],
+        entries: Sequence[NewEntry],
         *,
-        run: Run | None = None,
+        run: str | None = None,
         checkpoint: bytes | None = None,
-        rejected: Sequence[Rejected] = (),
         expected: int | None = None,
-    ) -> int:
-        """Store tasks, checkpoint and dead letters at once."""
-        encoded = [(None if run is None else run.key(task), *encode(task)) for task in tasks]
+    ) -> Stored:
+        """Store entries, and what they say of the run, at once."""
         with self._mutex:
+            known = None if run is None else self._run(run)
             now = self._now()
-            id_ = None if run is None else run.id
-            new = sum(self._store(_Row(id_, *fields, now)) for fields in encoded)
-            bad = sum(
-                self._store(
-                    _Row(
-                        id_,
-                        letter.payload if letter.key is None else letter.key,
-                        None,
-                        letter.payload,
-                        now,
-                        letter.reason,
-                        now,
-                    )
+            new = rejected = replaced = 0
+            for key, task_id, headers, payload, reason in entries:
+                if run is not None and key is not None and (run, key) in self._keys:
+                    before = self._keys[run, key]
+                    if reason is not None or self._rows[before].task_id is not None:
+                        continue
+                    self._delete([before])
+                    replaced += 1
+                rejected_at = None if reason is None else now
+                self._insert(_Row(run, key, task_id, headers, payload, now, reason, rejected_at))
+                new, rejected = (new + 1, rejected) if reason is None else (new, rejected + 1)
+            stored = Stored(new, rejected, len(entries) - new - rejected, replaced)
+            if known is not None:
+                self._runs[known.id] = replace(
+                    known,
+                    progressed_at=now,
+                    checkpoint=known.checkpoint if checkpoint is None else checkpoint,
+                    expected=known.expected if expected is None else expected,
+                    extracted=known.extracted + new,
+                    duplicates=known.duplicates + stored.duplicates,
+                    rejected=known.rejected + rejected - replaced,
+                    unusable=known.unusable + rejected - replaced,
                 )
-                for letter in rejected
-            )
-            if run is not None:
-                run.extracted += new
-                run.duplicates += len(encoded) - new + len(rejected) - bad
-                run.rejected += bad
-                run.unusable += bad
-                run.checkpoint = run.checkpoint if checkpoint is None else checkpoint
-                run.expected = run.expected if expected is None else expected
-                self._state(run).rejected += bad
-            return new
+            return stored
 
-    def _store(self, row: _Row) -> bool:
-        if row.run is not None:
-            if (row.run, row.key) in self._keys:
-                return False
-            self._keys.add((row.run, row.key))
-        self._last += 1
-        self._rows[self._last] = row
-        return True
-
-    def read(self, after: int, limit: int) -> Sequence[Entry]:
+    def read(self, after: int, limit: int, max_bytes: int = MAX_BYTES) -> Sequence[Entry]:
         """Return entries in order of position."""
         with self._mutex:
             found: list[Entry] = []
+            left = max_bytes
             for position, row in self._rows.items():
-                if position > after and row.reason is None and row.task_id is not None:
-                    if len(found) == limit:
-                        break
-                    found.append(Entry(position, row.task_id, row.payload))
+                if position <= after or row.reason is not None or row.task_id is None:
+                    continue
+                left -= len(row.payload)
+                if len(found) == limit or (left < 0 and found):
+                    break
+                found.append(Entry(position, row.task_id, row.payload, row.key, row.headers))
             return found
 
-    def acknowledge(self, position: int) -> None:
-        """Note what the sink holds, and clear what no unfinished run needs any more."""
+    def acknowledge(self, mark: Mark) -> None:
+        """Note what the sink holds, and clear what no open run needs any more."""
         with self._mutex:
-            self._acknowledged = position
-            self._last = max(self._last, position)
-            unfinished = {known.run.id for known in self._runs if known.state == "open"}
-            self._delete(at for at, row in self._delivered() if row.run not in unfinished)
+            self._acknowledged = mark
+            self._clear()
 
     def reject(self, reasons: Mapping[int, str]) -> None:
         """Turn entries into dead letters, where they are."""
@@ -182,43 +163,29 @@ class MemoryOutbox(Outbox, DeadLetterStore):
                 row = self._rows.get(position)
                 if row is not None and row.reason is None:
                     row.reason, row.rejected_at = reason, self._now()
-                    for known in self._runs:
-                        known.rejected += known.run.id == row.run
+                    self._count_rejected(row.run, 1)
 
-    def finish_run(self, run: Run, report: RunReport) -> None:
+    def finish_run(self, run: str, report: RunReport) -> None:
         """Keep the report; if it is complete, close the run and clear its delivered entries."""
         with self._mutex:
-            known = self._state(run)
-            known.report = msgspec.json.encode(report)
+            known = replace(self._run(run), report=msgspec.json.encode(report))
             if report.complete:
-                known.state, known.finished_at = "complete", self._now()
-                self._clear(run.id)
+                known = replace(known, state="complete", finished_at=self._now())
+            self._runs[run] = known
+            self._clear()
 
     def stats(self) -> OutboxStats:
         """Return what the outbox holds."""
         with self._mutex:
-            pending = [
-                row.stored_at for at, row in self._rows.items() if at > self._acknowledged and row.reason is None
-            ]
+            at = self._acknowledged.position
+            pending = [row.stored_at for position, row in self._rows.items() if position > at and row.reason is None]
             return OutboxStats(
                 pending=len(pending),
                 oldest=min(pending, default=None),
                 dead=sum(row.reason is not None for row in self._rows.values()),
                 acknowledged=self._acknowledged,
                 last_position=self._last,
-                runs=tuple(
-                    RunSummary(
-                        known.run.id,
-                        known.run.job,
-                        known.state,
-                        known.run.started_at,
-                        known.finished_at,
-                        known.run.extracted,
-                        known.rejected,
-                        known.report,
-                    )
-                    for known in self._runs[:-11:-1]
-                ),
+                runs=tuple(self._runs.values())[:-11:-1],
             )
 
     # -- dead letters
@@ -227,8 +194,8 @@ class MemoryOutbox(Outbox, DeadLetterStore):
         """Yield the dead letters in order of position."""
         with self._mutex:
             letters = [
-                DeadLetter(at, row.task_id, row.payload, row.reason, row.rejected_at)
-                for at, row in self._rows.items()
+                DeadLetter(position, row.task_id, row.payload, row.reason, row.rejected_at)
+                for position, row in self._rows.items()
                 if row.reason is not None and row.rejected_at is not None
             ]
         yield from letters
@@ -241,9 +208,9 @@ class MemoryOutbox(Outbox, DeadLetterStore):
                 row = self._rows.get(position)
                 if row is not None and row.reason is not None and row.task_id is not None:
                     self._delete([position])
-                    self._store(_Row(row.run, row.key, row.task_id, row.payload, row.stored_at))
-                    for known in self._runs:
-                        known.rejected -= known.run.id == row.run
+                    row.reason = row.rejected_at = None
+                    self._insert(row)
+                    self._count_rejected(row.run, -1)
                     done += 1
         return done
 
@@ -256,17 +223,36 @@ class MemoryOutbox(Outbox, DeadLetterStore):
 
     # -- within
 
-    def _delivered(self) -> Iterator[tuple[int, _Row]]:
-        return ((at, row) for at, row in self._rows.items() if at <= self._acknowledged and row.reason is None)
+    def _run(self, run: str) -> RunRecord:
+        if run not in self._runs:
+            raise OutboxInvalid(f"this memory outbox has no run {run}: the run started in another outbox")
+        return self._runs[run]
 
-    def _clear(self, run_id: str) -> None:
-        self._delete(at for at, row in self._delivered() if row.run == run_id)
+    def _insert(self, row: _Row) -> None:
+        self._last += 1
+        self._rows[self._last] = row
+        if row.run is not None and row.key is not None:
+            self._keys[row.run, row.key] = self._last
 
     def _delete(self, positions: Iterable[int]) -> None:
-        for position in list(positions):
+        for position in positions:
             row = self._rows.pop(position)
             if row.run is not None:
-                self._keys.discard((row.run, row.key))
+                self._keys.pop((row.run, row.key), None)
 
-    def _state(self, run: Run) -> _RunState:
-        return next(known for known in self._runs if known.run.id == run.id)
+    def _clear(self) -> None:
+        """Delete what is acknowledged and belongs to no open run."""
+        at = self._acknowledged.position
+        is_open = {run.id for run in self._runs.values() if run.state == "open"}
+        self._delete(
+            [
+                position
+                for position, row in self._rows.items()
+                if position <= at and row.reason is None and row.run not in is_open
+            ]
+        )
+
+    def _count_rejected(self, run: str | None, by: int) -> None:
+        if run is not None:
+            known = self._runs[run]
+            self._runs[run] = replace(known, rejected=known.rejected + by)
