@@ -21,6 +21,8 @@ from owm_outbox import OutboxInvalid, OutboxLocked
 
 __all__ = ["DatabaseFile"]
 
+_SMALLEST = 512  # bytes of a database with anything in it: one page of the smallest size
+
 _making = threading.Lock()
 
 
@@ -104,6 +106,8 @@ class DatabaseFile:
                 ) from None
             if _inode(found) != inode:
                 raise OutboxInvalid(f"{path} was replaced while in use: nothing more is written; run again")
+            if path == self.path and found.st_size < _SMALLEST:
+                raise OutboxInvalid(f"{path} was cut short while in use: move it away to start a new one")
 
     def wal_size(self) -> int:
         """Return the bytes of the write-ahead log."""

@@ -10,13 +10,14 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from owm_outbox import OutboxError, OutboxLocked, OutboxUnavailable, OutboxUnusable, Run
-from owm_outbox.testing import Parcel, ParcelJob
+from owm_outbox import Mark, NewEntry, OutboxInvalid, OutboxLocked, OutboxUnavailable, OwmOutboxError, RunRecord, Stored
+from owm_outbox.testing import Parcel
 from owm_outbox_backends.sqlite import SqliteOutbox
 
 from support.commands import SCRIPTS, environment, run
@@ -36,38 +37,39 @@ def outbox(path: Path) -> Iterator[SqliteOutbox]:
     """Open an outbox in that file."""
     outbox = SqliteOutbox(path, timeout=0.1)
     yield outbox
-    with contextlib.suppress(OutboxError):
+    with contextlib.suppress(OwmOutboxError):
         outbox.close()
 
 
-def _append(outbox: SqliteOutbox, run: Run, *numbers: int) -> int:
-    return outbox.append([Parcel(run.task_id(number), number) for number in numbers], run=run, checkpoint=b"new")
+def _append(outbox: SqliteOutbox, run: RunRecord, *numbers: int) -> Stored:
+    parcels = [Parcel(uuid.uuid4(), number) for number in numbers]
+    return outbox.append(parcels, key=lambda parcel: parcel.number, run=run.id, checkpoint=b"new")
 
 
 def test_only_the_owner_can_read_it(outbox: SqliteOutbox, path: Path) -> None:
     """The file, its WAL and its lock are readable and writable by their owner only, whatever the umask."""
-    outbox.start_run(ParcelJob())
+    outbox.start_run("parcels")
     with outbox.lock():
         for suffix in ("", "-wal", "-shm", ".lock"):
             assert stat.S_IMODE(Path(f"{path}{suffix}").stat().st_mode) == 0o600, suffix
 
 
 def test_a_file_that_became_another_program_s_is_refused(outbox: SqliteOutbox, path: Path) -> None:
-    """Once an outbox is closed, its file is looked at anew, even if a process had it open before."""
+    """Once an outbox is closed, its file is looked at again, even if a process had it open before."""
     outbox.close()
     foreign = path.with_suffix(".foreign")
     with contextlib.closing(sqlite3.connect(foreign)) as connection:
         connection.execute("CREATE TABLE precious (thing)")
     path.write_bytes(foreign.read_bytes())  # the same inode, as a new file gets that of one that was deleted
-    with pytest.raises(OutboxUnusable, match="another program"):
+    with pytest.raises(OutboxInvalid, match="another program"):
         SqliteOutbox(path)
     assert path.read_bytes() == foreign.read_bytes()
 
 
 def test_it_is_durable_at_every_commit(outbox: SqliteOutbox) -> None:
     """The connection is in WAL mode and syncs at each commit."""
-    assert outbox._conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    assert outbox._conn.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert outbox._db._conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert outbox._db._conn.execute("PRAGMA synchronous").fetchone() == (2,)
 
 
 def _delete(path: Path) -> None:
@@ -93,33 +95,36 @@ def test_harm_to_the_file_in_use_is_noticed(
     harm: Callable[[Path], None], outbox: SqliteOutbox, path: Path, subtests: pytest.Subtests
 ) -> None:
     """When the file is deleted, replaced or cut short, no later write is reported as kept, and the error says so."""
-    run_ = outbox.start_run(ParcelJob())
+    run_ = outbox.start_run("parcels")
     _append(outbox, run_, 1)
+    connection = outbox.connect()
     harm(path)
-    with pytest.raises(OutboxUnusable, match="while in use"):
+    with pytest.raises(OutboxInvalid, match="while in use"):
         _append(outbox, run_, 2)
-    assert (run_.extracted, run_.checkpoint) == (1, b"new")
     for write in (
-        lambda: outbox.acknowledge(1),
+        lambda: outbox.acknowledge(Mark("1 x y")),
         lambda: outbox.reject({1: "no"}),
-        lambda: outbox.notes.set("x", b"y"),
-        lambda: outbox.start_run(ParcelJob()),
+        lambda: outbox.state.set("x", b"y"),
+        lambda: outbox.start_run("parcels"),
+        lambda: outbox.append([Parcel(uuid.uuid4(), 3)], connection=connection),
     ):
-        with subtests.test(), pytest.raises(OutboxUnusable, match="while in use"):
+        with subtests.test(), pytest.raises(OutboxInvalid, match="while in use"):
             write()
+    connection.close()
 
 
 def test_a_commit_into_a_deleted_file_is_not_reported_as_kept(outbox: SqliteOutbox, path: Path) -> None:
     """The file vanishes between the begin and the commit of a page: the page is not reported as kept."""
-    run_ = outbox.start_run(ParcelJob())
+    run_ = outbox.start_run("parcels")
 
-    def tasks() -> Iterator[Parcel]:
-        yield Parcel(run_.task_id(1), 1)
-        path.unlink()
+    class Deleting(dict[str, str]):
+        def __bool__(self) -> bool:  # asked for each entry, while the page is being stored
+            path.unlink(missing_ok=True)
+            return False
 
-    with pytest.raises(OutboxUnusable, match="deleted while in use"):
-        outbox.append(tasks(), run=run_, checkpoint=b"new")
-    assert (run_.extracted, run_.checkpoint) == (0, None)
+    entry = NewEntry(1, "some-id", Deleting(), b"{}")
+    with pytest.raises(OutboxInvalid, match="deleted while in use"):
+        outbox.store([entry], run=run_.id, checkpoint=b"new")
 
 
 def test_a_deleted_file_ends_the_job_with_one_line(server: Server, stream: str, path: Path) -> None:
@@ -138,7 +143,7 @@ def test_a_deleted_file_ends_the_job_with_one_line(server: Server, stream: str, 
         outcome = run("owm-producer", *args)
         assert outcome.code == 73
         assert "deleted while in use" in outcome.line
-        assert outcome.out == ""
+        assert outcome.report["complete"] is False
         api.answer = original  # type: ignore[method-assign]  # and does not do it again
         assert run("owm-producer", *args).code == 0
     assert set(city_ids(server, stream)) == {city.city_id for city in cities}
@@ -154,7 +159,7 @@ def test_a_full_disk_keeps_what_was_committed(server: Server, stream: str, path:
 
     with serving(cities) as api:
         args = ("--api-url", api.url, "--outbox", f"sqlite:///{path}", "--json")
-        down = "redis://127.0.0.1:9/0?retries=0"
+        down = "redis://127.0.0.1:9/0?stream=s&retries=0"
         full = subprocess.run(
             [SCRIPTS / "owm-producer", *args, "--sink", down],
             preexec_fn=small,
@@ -171,7 +176,7 @@ def test_a_full_disk_keeps_what_was_committed(server: Server, stream: str, path:
             (summary,) = outbox.stats().runs
             assert outbox.stats().pending == summary.extracted > 0
             assert summary.extracted < len(cities)
-            assert outbox._conn.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            assert outbox._db._conn.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         outcome = run("owm-producer", *args, "--sink", server.url(stream))
     assert outcome.code == 0, outcome.err
     assert outcome.report["resumed"] is True
@@ -180,26 +185,25 @@ def test_a_full_disk_keeps_what_was_committed(server: Server, stream: str, path:
 
 def test_another_program_that_writes_is_waited_for_and_named(outbox: SqliteOutbox, path: Path) -> None:
     """While another program has the file in a transaction, writing is OutboxUnavailable; after it, it works."""
-    run_ = outbox.start_run(ParcelJob())
+    run_ = outbox.start_run("parcels")
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(OutboxUnavailable, match="another program"):
             _append(outbox, run_, 1)
-        assert run_.extracted == 0
         other.execute("ROLLBACK")
-    assert _append(outbox, run_, 1) == 1
+    assert _append(outbox, run_, 1).new == 1
 
 
 def test_a_damaged_page_is_one_clear_error(path: Path) -> None:
     """A file with a damaged page is said to be damaged, not to be empty."""
     with SqliteOutbox(path) as outbox:
-        run_ = outbox.start_run(ParcelJob())
+        run_ = outbox.start_run("parcels")
         _append(outbox, run_, *range(2000))
     size = path.stat().st_size
     with path.open("r+b") as file:
         file.seek(4096)
         file.write(b"\xff" * (size - 4096))
-    with pytest.raises(OutboxUnusable, match=r"damaged|cannot be used"), SqliteOutbox(path) as outbox:
+    with pytest.raises(OutboxInvalid, match=r"damaged|cannot be used"), SqliteOutbox(path) as outbox:
         outbox.read(0, 5000)
 
 

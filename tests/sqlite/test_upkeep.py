@@ -1,0 +1,307 @@
+"""What others may do to an outbox file, and how much room it takes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import sqlite3
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from owm_outbox import Batch, Mark, NewEntry, OutboxRelay, RunReport, Sink
+from owm_outbox_backends.sqlite import SqliteOutbox
+
+from support.commands import environment
+
+MIB = 2**20
+
+
+@dataclass
+class Parcel:
+    """A task."""
+
+    task_id: uuid.UUID
+    number: int
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Name a file."""
+    return tmp_path / "tasks.db"
+
+
+@pytest.fixture
+def outbox(path: Path) -> Iterator[SqliteOutbox]:
+    """Open an outbox in that file."""
+    with SqliteOutbox(path, timeout=0.1) as outbox:
+        yield outbox
+
+
+def _fill(outbox: SqliteOutbox, count: int, *, run: str | None = None, size: int = 150) -> None:
+    for first in range(0, count, 5000):
+        numbers = range(first, min(first + 5000, count))
+        outbox.store([NewEntry(n, f"{n:036}", {}, b"x" * size) for n in numbers], run=run)
+
+
+def _acknowledge_all(outbox: SqliteOutbox) -> None:
+    outbox.acknowledge(Mark(f"{outbox.stats().last_position} lease task"))
+
+
+def _complete(run_id: str) -> RunReport:
+    return RunReport(
+        run_id=run_id,
+        job="parcels",
+        resumed=False,
+        complete=True,
+        expected=None,
+        extracted=0,
+        duplicates=0,
+        delivered=0,
+        redelivered=0,
+        rejected=0,
+        pending=0,
+        missing=[],
+        seconds=0,
+    )
+
+
+def _wal(path: Path) -> int:
+    return Path(f"{path}-wal").stat().st_size
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ["VACUUM"],
+        ["PRAGMA wal_checkpoint(TRUNCATE)"],
+        ["PRAGMA journal_size_limit = 0", "PRAGMA wal_checkpoint(RESTART)", "CREATE TABLE other (x)"],
+        ["PRAGMA auto_vacuum = FULL", "VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"],
+        ["PRAGMA incremental_vacuum", "PRAGMA wal_checkpoint(TRUNCATE)"],
+    ],
+    ids=lambda statements: statements[0].removeprefix("PRAGMA "),
+)
+def test_ordinary_upkeep_by_others_is_no_harm(statements: list[str], outbox: SqliteOutbox, path: Path) -> None:
+    """While an outbox is open, another connection may vacuum or truncate: the file may shrink, and work continues."""
+    run = outbox.start_run("parcels")
+    _fill(outbox, 20_000, run=run.id)
+    _acknowledge_all(outbox)
+    outbox.finish_run(run.id, _complete(run.id))
+    outbox.append([Parcel(uuid.uuid4(), 1)])
+    before = path.stat().st_size
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        for statement in statements:
+            other.execute(statement).fetchall()
+    outbox.append([Parcel(uuid.uuid4(), 2)])
+    assert outbox.stats().pending == 2
+    if "VACUUM" in statements:
+        outbox.close()  # which folds the WAL into the file
+        assert path.stat().st_size < before
+
+
+_WRITE = """
+import sqlite3, sys
+try:
+    sqlite3.connect(sys.argv[1], timeout=0).execute("BEGIN IMMEDIATE")
+except sqlite3.OperationalError as error:
+    sys.exit(str(error))
+"""
+
+
+def _locked_for_others(path: Path) -> bool:
+    done = subprocess.run(
+        [sys.executable, "-c", _WRITE, str(path)], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert done.returncode == 0 or "locked" in done.stderr, done.stderr
+    return done.returncode != 0
+
+
+def test_another_outbox_on_the_same_file_drops_no_lock(outbox: SqliteOutbox, path: Path) -> None:
+    """POSIX drops all locks of a process on a file when it closes any descriptor of it: we never open it ourselves."""
+    connection = outbox.connect()
+    connection.execute("CREATE TABLE orders (number)")
+    connection.execute("BEGIN IMMEDIATE")
+    assert _locked_for_others(path)
+    with SqliteOutbox(path) as second:
+        assert _locked_for_others(path)
+        second.stats()
+    assert _locked_for_others(path)
+    SqliteOutbox(path, create=False).close()
+    assert _locked_for_others(path)
+    connection.rollback()
+    connection.close()
+    assert not _locked_for_others(path)
+
+
+def test_a_forked_child_does_not_keep_the_lock(outbox: SqliteOutbox, path: Path) -> None:
+    """A child that was forked while the lock was held keeps nobody out once its parent lets go."""
+    reader, writer = os.pipe()
+    with outbox.lock():
+        child = os.fork()
+        if child == 0:
+            os.close(writer)
+            os.read(reader, 1)  # until the parent is done
+            os._exit(0)
+    try:
+        with SqliteOutbox(path) as other, other.lock():
+            pass
+    finally:
+        os.close(writer)
+        os.close(reader)
+        os.waitpid(child, 0)
+
+
+def test_the_wal_is_bounded_while_the_sink_is_down(outbox: SqliteOutbox, path: Path, tmp_path: Path) -> None:
+    """An application's connection leaves folding the WAL to the outbox, which does so also while nothing is sent."""
+    connection = outbox.connect()
+    peak = 0
+    for number in range(6000):
+        with connection:
+            outbox.append([Parcel(uuid.uuid4(), number)], connection=connection)
+        peak = max(peak, _wal(path))
+    assert 4 * MIB < peak < 16 * MIB
+    assert outbox.stats().pending == 6000
+    connection.close()
+
+
+def test_the_wal_is_bounded_while_a_run_is_cleared(outbox: SqliteOutbox, path: Path) -> None:
+    """Delivered entries are cleared a slice per commit, and a large file gives its space back."""
+    run = outbox.start_run("parcels")
+    _fill(outbox, 400_000, run=run.id, size=250)
+    full = path.stat().st_size
+    assert full > 100 * MIB
+    peak = 0
+    clear = outbox._db.transaction
+
+    @contextlib.contextmanager
+    def watched() -> Iterator[sqlite3.Connection]:
+        nonlocal peak
+        with clear() as conn:
+            yield conn
+        peak = max(peak, _wal(path))
+
+    outbox._db.transaction = watched  # type: ignore[method-assign]  # measured after each commit
+    _acknowledge_all(outbox)
+    outbox.finish_run(run.id, _complete(run.id))
+    assert peak < 20 * MIB
+    assert outbox.read(0, 1) == []
+    outbox.close()
+    assert path.stat().st_size < 80 * MIB
+
+
+def test_what_a_crash_left_half_cleared_is_cleared_by_the_next_relay(outbox: SqliteOutbox, path: Path) -> None:
+    """Killed between two slices, a complete run leaves delivered entries; they are neither sent nor kept."""
+    run = outbox.start_run("parcels")
+    _fill(outbox, 100, run=run.id)
+    _acknowledge_all(outbox)
+    outbox._clear = lambda after=0: None  # type: ignore[method-assign]  # dies before it clears anything
+    outbox.finish_run(run.id, _complete(run.id))
+    assert len(outbox.read(0, 1000)) == 100
+    with SqliteOutbox(path) as after:
+        assert after.stats().pending == 0
+        with after.lock():
+            assert after.read(0, 1000) == []
+
+
+def test_a_run_is_cleared_on_a_disk_that_is_nearly_full(outbox: SqliteOutbox, path: Path) -> None:
+    """Clearing needs no room that grows with the run: with files limited to little more than the WAL, it ends well."""
+    run = outbox.start_run("parcels")
+    _fill(outbox, 200_000, run=run.id, size=250)
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    _acknowledge_all(outbox)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + MIB, hard))
+    try:
+        outbox.finish_run(run.id, _complete(run.id))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert outbox.read(0, 1) == []
+
+
+def test_large_tasks_are_not_read_all_at_once(outbox: SqliteOutbox) -> None:
+    """A batch is read up to a number of bytes, not read whole and cut afterwards."""
+    _fill(outbox, 40, size=MIB)
+    assert len(outbox.read(0, 500, 5 * MIB)) == 5
+    assert len(outbox.read(0, 500, 10)) == 1
+    assert len(outbox.read(0, 3, 100 * MIB)) == 3
+
+
+def test_nothing_of_a_newer_sqlite_is_needed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With SQLite 3.34, as Red Hat Enterprise Linux 9 has it, no statement uses STRICT (3.37) or RETURNING (3.35)."""
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+    said: list[str] = []
+    connect = sqlite3.connect
+
+    def tracing(*args: object, **options: object) -> sqlite3.Connection:
+        connection: sqlite3.Connection = connect(*args, **options)  # type: ignore[call-overload]  # as they came
+        connection.set_trace_callback(said.append)
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", tracing)
+    with SqliteOutbox(path) as outbox:
+        run = outbox.start_run("parcels")
+        keys = [0, "0", -1, 2**63, "2", 2, "ä"]
+        outbox.store([NewEntry(key, str(n), {"a": "b"}, b"{}") for n, key in enumerate(keys)], run=run.id)
+        assert [entry.key for entry in outbox.read(0, 10)] == keys
+        assert outbox.store([NewEntry(key, str(n), {}, b"{}") for n, key in enumerate(keys)], run=run.id).new == 0
+        outbox.reject({1: "no"})
+        outbox.retry([1])
+        outbox.reject({2: "no"})
+        outbox.drop([2])
+        _acknowledge_all(outbox)
+        outbox.finish_run(run.id, _complete(run.id))
+    assert "CREATE TABLE" in "".join(said)
+    assert not [statement for statement in said if "STRICT" in statement.upper() or "RETURNING" in statement.upper()]
+
+
+def test_positions_stay_beyond_what_is_acknowledged(outbox: SqliteOutbox, path: Path) -> None:
+    """A file that lost SQLite's record of the last position gives no position a second time."""
+    _fill(outbox, 10)
+    _acknowledge_all(outbox)
+    outbox.close()
+    with contextlib.closing(sqlite3.connect(path)) as other, other:
+        other.execute("DELETE FROM sqlite_sequence")
+    with SqliteOutbox(path) as again:
+        again.append([Parcel(uuid.uuid4(), 1)])
+        assert again.stats().pending == 1
+        assert [entry.position for entry in again.read(10, 10)] == [11]
+
+
+class Lines(Sink):
+    """Keeps batches in memory, and tells when it has one."""
+
+    def __init__(self) -> None:
+        self.held = threading.Event()
+
+    def mark(self, outbox_id: str) -> None:
+        """Return ``None``: it cannot tell."""
+
+    def send(self, batch: Batch) -> None:
+        """Take it."""
+        self.held.set()
+
+
+def test_a_busy_file_is_waited_for_at_the_start(path: Path) -> None:
+    """A relay in a service that finds the file busy at its start tries again; its thread does not end."""
+    outbox, stop, sink = SqliteOutbox(path, timeout=0.05), threading.Event(), Lines()
+    outbox.append([Parcel(uuid.uuid4(), 1)])
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        thread = threading.Thread(target=OutboxRelay(outbox, sink).run_forever, args=[stop], daemon=True)
+        thread.start()
+        assert not sink.held.wait(0.3)
+        assert thread.is_alive()
+        other.execute("ROLLBACK")
+    assert sink.held.wait(20)
+    stop.set()
+    thread.join(20)
+    assert not thread.is_alive()
+    outbox.close()
