@@ -72,12 +72,12 @@ class JsonLinesSink(Sink):
 
 
 class _Stdout:
-    """Standard output, through a descriptor of its own: nothing that the process does with ``sys.stdout`` is changed."""
+    """Standard output, through a descriptor of its own: nothing that the process does with ``sys.stdout`` changes."""
 
     def __init__(self) -> None:
         if sys.stdout is None:  # then descriptor 1 may be anything that was opened since, such as a database
             raise ConfigurationError("jsonl:- cannot be written: stdout is closed; give a file")
-        self._fd = os.dup(1)
+        self._file = open(os.dup(1), "wb", buffering=0)  # noqa: SIM115 - open until the sink is closed
         self._unfinished = b""  # what is left of a line when a write ended in the middle of it
 
     def write(self, lines: bytes) -> None:
@@ -86,19 +86,19 @@ class _Stdout:
         try:
             while at < len(data):
                 self._wait_for_reader()
-                at += os.write(self._fd, data[at : at + _AT_ONCE])
+                at += self._file.write(data[at : at + _AT_ONCE]) or 0
         except BrokenPipeError as error:
             raise SinkUnavailable("stdout was closed by the reader") from error
         except OSError as error:
             raise SinkUnavailable(f"stdout cannot be written ({error.strerror})") from error
         finally:
-            end = bytes(data[:at]).rfind(b"\n") + 1
-            self._unfinished = bytes(data[at:]).partition(b"\n")[0] + b"\n" if end != at else b""
+            within_line = data[at - 1] != ord("\n") if at else bool(self._unfinished)
+            self._unfinished = bytes(data[at:]).partition(b"\n")[0] + b"\n" if within_line else b""
 
     def close(self) -> None:
-        os.close(self._fd)
+        self._file.close()
 
     def _wait_for_reader(self) -> None:
-        while not select.select([], [self._fd], [], _PATIENCE)[1]:
+        while not select.select([], [self._file], [], _PATIENCE)[1]:
             if not pause(0):
                 raise SinkUnavailable(f"the reader of stdout took nothing for {_PATIENCE:.0f} s")
