@@ -12,11 +12,11 @@ import msgspec
 
 from owm_outbox.errors import ConfigurationError
 
-__all__ = ["URL", "suggestion", "redacted"]
+__all__ = ["URL", "redacted", "suggestion"]
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Say which known name was probably meant, or list them all: the end of a sentence about an unknown one."""
+    """Return the end of a sentence about an unknown name: the known one that was probably meant, or all of them."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     if close:
@@ -25,9 +25,9 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def redacted(text: str) -> str:
-    """Return a URL fit for logs and messages: passwords in it, also as options, become ``***``.
+    """Return a URL that is fit for logs and messages: each password in it, also in an option, becomes ``***``.
 
-    However wrong the URL is, and whatever a password holds: rather too much is masked than too little.
+    The text need not be a valid URL. Where it is not clear what is a password, more is masked rather than less.
     """
     shown, masked = _USERINFO.subn(r"\1***@", text, count=1)
     if not masked:
@@ -37,11 +37,11 @@ def redacted(text: str) -> str:
     return address + mark + "&".join(map(_without_secret, query.split("&")))
 
 
-# scheme:, slashes (without them it is no scheme, but a user's name), a user's name and a colon; then a password up to
-# the last @ of the authority, …
+# scheme:, slashes (without them it is not a scheme but a user's name), a user's name and a colon; then a password up
+# to the last @ of the authority, …
 _BEFORE = r"^((?:[a-zA-Z][\w+.-]*:(?=/))?/*[^:/?#@]*:)(?!/)"
 _USERINFO = re.compile(_BEFORE + r"[^/?#]*@")
-# … or one with characters that should have been escaped; but a port, a path and an @ in that are none.
+# … or one with characters that should have been escaped; but a port and a path with an @ in it are not a password.
 _USERINFO_ODD = re.compile(_BEFORE + r"(?!\d+[/?#])(.*)@(.*)", re.DOTALL)
 _NO_PORT = re.compile(
     r"^((?:[a-zA-Z][\w+.-]*:)?//(?:[^/?#]*@)?+(?:\[[^\]]*\]|[^:/?#@\[]*):)(?!\d*(?:[/?#]|$)).*$", re.DOTALL
@@ -50,7 +50,7 @@ _NO_PORT = re.compile(
 
 def _masked_odd(found: re.Match[str]) -> str:
     before, hidden, after = found.groups()
-    # A ? before the @: it may as well be in an option, and what follows the rest of a password.
+    # With a ? before the @, the @ may be in an option, and what follows may be the rest of a password.
     return f"{before}***" if "?" in hidden else f"{before}***@{after}"
 
 
@@ -68,7 +68,7 @@ class URL:
     """``scheme:rest?option=value``, taken apart. The scheme is the plugin's name, the query its options.
 
     :param text: as the user gave it.
-    :raises ConfigurationError: it has no scheme, or is no URL.
+    :raises ConfigurationError: it has no scheme, or is not a URL.
     """
 
     def __init__(self, text: str) -> None:
@@ -77,7 +77,7 @@ class URL:
             self.port = parts.port
         except ValueError:  # whose message holds what may be a password
             raise ConfigurationError(
-                f"{redacted(text)!r} is no URL: its host or port makes no sense "
+                f"{redacted(text)!r} is not a URL: its host or port is not valid "
                 "(in a password, write / ? # @ as %2F %3F %23 %40)"
             ) from None
         if not parts.scheme:
@@ -86,9 +86,9 @@ class URL:
                 "such as sqlite:////tmp/tasks.db or redis://localhost:6379/0"
             )
         if parts.fragment or text.endswith("#"):
-            raise ConfigurationError(f"{redacted(text)!r} has a #, which ends a URL: write it as %23")
+            raise ConfigurationError(f"{redacted(text)!r} contains a #, which would end the URL: write it as %23")
         if "\0" in unquote(text):
-            raise ConfigurationError(f"{redacted(text)!r} has a null byte in it")
+            raise ConfigurationError(f"{redacted(text)!r} contains a null byte: remove it")
         self.text = text
         self.scheme = parts.scheme
         self.username = unquote(parts.username) if parts.username is not None else None
@@ -109,8 +109,8 @@ class URL:
         A type is anything msgspec can convert text to: ``int``, ``float``, ``bool``, ``Literal["a", "b"]``,
         ``Annotated[int, Meta(ge=1)]``. Options that the URL does not give are not in the result.
 
-        :raises ConfigurationError: an option is not in ``types``, comes twice, or does not convert; the message
-            names the suggestion known option.
+        :raises ConfigurationError: an option is not in ``types``, is given twice, or does not convert; the message
+            names the option that was probably meant.
         """
         given: dict[str, Any] = {}
         for name, value in self._query:
@@ -118,7 +118,7 @@ class URL:
                 shown = repr(name) if name in str(self) else "***"  # what looks like one may be part of a password
                 raise ConfigurationError(f"unknown option {shown} in {self}: {suggestion(name, types)}")
             if name in given:
-                raise ConfigurationError(f"option {name!r} comes twice in {self}")
+                raise ConfigurationError(f"option {name!r} is given twice in {self}: remove one")
             try:
                 given[name] = msgspec.convert(value, types[name], strict=False)
             except msgspec.ValidationError as error:
@@ -130,7 +130,7 @@ class URL:
         return given
 
     def without_options(self, *names: str) -> str:
-        """Return the URL with these options taken out, the others and any password left in, as a client needs it."""
+        """Return the URL without these options, but with the others and the password, as a client needs it."""
         query = urlencode([(name, value) for name, value in self._query if name not in names])
         return self.text.partition("?")[0] + (f"?{query}" if query else "")
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
 import click
 from click.core import ParameterSource
 
-from owm_outbox.cli.exits import BUG, CONFIG, USAGE
-from owm_outbox.cli.logs import say
-from owm_outbox.errors import OutboxError
+from owm_outbox.cli.logs import set_up_logging, write_line
+from owm_outbox.cli.outcome import Outcome
+from owm_outbox.errors import ExitCode, OwmOutboxError
 
 __all__ = ["main", "producer"]
 
@@ -22,6 +24,7 @@ log = logging.getLogger("owm_outbox")
 
 def main() -> NoReturn:
     """Run ``owm-outbox``."""
+    _end_at_once_on_sigterm("owm-outbox")
     from owm_outbox.cli.commands import cli
 
     _invoke(cli, "owm-outbox")
@@ -29,58 +32,63 @@ def main() -> NoReturn:
 
 def producer() -> NoReturn:
     """Run ``owm-producer``, which is ``owm-outbox run owm`` and the demo."""
+    _end_at_once_on_sigterm("owm-producer")
     from owm_outbox.cli.run import JobCommand, demo_params
 
     _invoke(JobCommand("owm", extra=demo_params()), "owm-producer")
 
 
+def _end_at_once_on_sigterm(name: str) -> None:
+    """End with one line and 143 on SIGTERM, as long as no command listens that has something to finish."""
+
+    def end(_: int, __: FrameType | None) -> None:
+        with suppress(OSError):  # a closed stderr does not change the outcome
+            os.write(2, f"{name}: stopped by SIGTERM\n".encode())
+        os._exit(ExitCode.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
+
+
 def _invoke(command: click.Command, name: str) -> NoReturn:
-    """Run a command; whatever happens, end with one line and a documented exit code."""
-    code, line = 0, ""
-    # Until a relay listens for it: one line and 143 also for who stops us while we still start.
-    signal.signal(signal.SIGTERM, _stop_early)
+    """Run a command; whatever happens, end with at most one line and a documented exit code."""
+    set_up_logging()
+    outcome = Outcome()
     try:
         result = command.main(prog_name=name, standalone_mode=False)
-        code, line = result if isinstance(result, tuple) else (result or 0, "")
+        if isinstance(result, Outcome):
+            outcome = result
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
-        code = USAGE
+        outcome = Outcome(ExitCode.USAGE)
     except click.ClickException as error:
-        code, line = _usage(error)
-    except OutboxError as error:
-        code, line = error.exit_code, str(error)
-    except _StoppedEarlyError:
-        code, line = 128 + signal.SIGTERM, "stopped by SIGTERM"
+        outcome = _usage(error)
+    except OwmOutboxError as error:
+        outcome = Outcome(error.exit_code, str(error))
     except (KeyboardInterrupt, click.Abort):
-        code, line = 128 + signal.SIGINT, "stopped by SIGINT"
+        outcome = Outcome(ExitCode.SIGINT, "stopped by SIGINT")
     except (BrokenPipeError, SystemExit):  # click turns the first into the second
-        code, line = 75, "whatever read our output is gone"
+        outcome = Outcome(ExitCode.TRY_AGAIN_LATER, "stdout was closed by the reader")
         sys.stdout = None  # or Python complains once more when it flushes it at exit
     except Exception as error:
-        log.debug("this is where it happened", exc_info=True)
-        code = BUG
-        line = f"a bug: {type(error).__name__}: {error}. Nothing committed is lost; --log-level debug shows where"
-    if line:
-        say(f"{name}: {line}", code)
-    sys.exit(code)
+        log.debug("the traceback of what failed", exc_info=True)
+        outcome = Outcome(
+            ExitCode.BUG,
+            f"a bug: {type(error).__name__}: {error}. Nothing committed is lost; --log-level debug shows the traceback",
+        )
+    if outcome.line:
+        write_line(name, outcome)
+    sys.exit(outcome.code)
 
 
-class _StoppedEarlyError(BaseException):
-    """Raised by a signal while we still start: no Exception, or the import of a plugin would be blamed for it."""
-
-
-def _stop_early(signum: int, _: FrameType | None) -> NoReturn:
-    raise _StoppedEarlyError
-
-
-def _usage(error: click.ClickException) -> tuple[int, str]:
+def _usage(error: click.ClickException) -> Outcome:
     ctx: click.Context | None = getattr(error, "ctx", None)
     param: click.Parameter | None = getattr(error, "param", None)
     line = " ".join(error.format_message().split())
     if ctx is not None and param is not None and param.name is not None:
         source = ctx.get_parameter_source(param.name)
         if source is ParameterSource.ENVIRONMENT:
-            return CONFIG, f"{param.envvar} in the environment: {line}"
+            variable = param.envvar or f"{ctx.auto_envvar_prefix}_{param.name.upper()}"
+            return Outcome(ExitCode.CONFIGURATION, f"{variable} in the environment: {line}")
         if source is ParameterSource.DEFAULT_MAP:
-            return CONFIG, f"{param.name} in {ctx.params.get('config')}: {line}"
-    return USAGE, f"{line} Try {ctx.command_path if ctx else 'owm-outbox'} --help."
+            return Outcome(ExitCode.CONFIGURATION, f"{param.name} in {ctx.params.get('config')}: {line}")
+    return Outcome(ExitCode.USAGE, f"{line} Try {ctx.command_path if ctx else 'owm-outbox'} --help.")

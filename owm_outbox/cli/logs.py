@@ -3,68 +3,97 @@
 from __future__ import annotations
 
 import logging
-import sys
-from typing import Any
+from collections.abc import Callable
+from typing import TextIO
 
 import click
+from click.core import ParameterSource
 
-from owm_outbox.config import wants_json_logs
+from owm_outbox.cli.outcome import Outcome
 
-__all__ = ["log_params", "say", "set_up_logging"]
+__all__ = ["are_json", "log_params", "set_up_logging", "write_line"]
 
 log = logging.getLogger("owm_outbox")
 
+_LEVELS = ["debug", "info", "warning", "error"]
+_FORMATS = ["text", "json"]
 
-def log_params() -> list[click.Parameter]:
-    """Return the options of every command that logs."""
-    levels = ["debug", "info", "warning", "error"]
+
+def log_params(*, envvars: tuple[str, str] | None = None) -> list[click.Parameter]:
+    """Return the two options that say what is logged and how; each takes effect as soon as it is parsed.
+
+    So an error in what is parsed after them is already written as they say.
+
+    :param envvars: the variables of level and format; ``None``: the job's prefix, and the option's name.
+    """
+    level, form = envvars or (None, None)
     return [
-        click.Option(
-            ["--log-level"],
-            type=click.Choice(levels),
-            default="warning",
-            show_default=True,
-            envvar="OWM_LOG_LEVEL",
-            show_envvar=True,
-            help="What to log to stderr.",
-        ),
-        click.Option(
-            ["--log-format"],
-            type=click.Choice(["text", "json"]),
-            default="text",
-            show_default=True,
-            envvar="OWM_LOG_FORMAT",
-            show_envvar=True,
-            help="How to log.",
-        ),
+        _log_option("--log-level", _LEVELS, "warning", level, _set_level, "What to log to stderr."),
+        _log_option("--log-format", _FORMATS, "text", form, _set_format, "How to log."),
     ]
 
 
-def set_up_logging(values: dict[str, Any]) -> None:
-    """Log as these options say."""
-    handler = logging.StreamHandler()
-    if values["log_format"] == "json":
-        from pythonjsonlogger.json import JsonFormatter
+def _log_option(
+    flag: str, values: list[str], default: str, envvar: str | None, effect: Callable[[str], None], text: str
+) -> click.Option:
+    def apply(ctx: click.Context, param: click.Parameter, value: str) -> None:
+        # The default is in effect already, unless the group of commands was told otherwise.
+        if ctx.get_parameter_source(str(param.name)) is not ParameterSource.DEFAULT:
+            effect(value)
 
-        handler.setFormatter(JsonFormatter("{asctime}{levelname}{name}{message}", style="{"))
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)  # of other packages only what matters
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings come with tracebacks; we say what fails
-    for name in ("owm_outbox", "owm_outbox_backends"):
-        logging.getLogger(name).setLevel(values["log_level"].upper())
+    return click.Option(
+        [flag],
+        type=click.Choice(values),
+        is_eager=True,
+        expose_value=False,
+        callback=apply,
+        envvar=envvar,
+        show_envvar=True,
+        default=default,
+        show_default=True,
+        help=text,
+    )
 
 
-def say(line: str, code: int) -> None:
-    """Write the last line: as a log record where the logs are JSON."""
-    handlers = logging.getLogger().handlers
-    is_json = any(type(handler.formatter).__name__ == "JsonFormatter" for handler in handlers)
-    if not handlers and wants_json_logs(sys.argv):  # it went wrong before the options were understood
-        set_up_logging({"log_format": "json", "log_level": "info"})
-        is_json = True
-    if is_json:
-        log.log(logging.ERROR if code else logging.INFO, "%s", line, extra={"exit_code": code})
+def set_up_logging() -> None:
+    """Log warnings as text until an option says otherwise."""
+    logging.getLogger().setLevel(logging.WARNING)  # of other packages only what matters
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings repeat, with tracebacks, what is said here
+    _set_format("text")
+    _set_level("warning")
+
+
+def are_json() -> bool:
+    """Return whether logs are JSON."""
+    return any(isinstance(handler, _JsonHandler) for handler in logging.getLogger().handlers)
+
+
+def write_line(name: str, outcome: Outcome) -> None:
+    """Write the line that a command ends with: as a log record where the logs are JSON."""
+    line = f"{name}: {outcome.line}"
+    if are_json():
+        log.log(logging.ERROR if outcome.code else logging.INFO, "%s", line, extra={"exit_code": int(outcome.code)})
     else:
         click.echo(line, err=True)
+
+
+def _set_level(level: str) -> None:
+    for name in ("owm_outbox", "owm_outbox_backends"):
+        logging.getLogger(name).setLevel(level.upper())
+
+
+def _set_format(form: str) -> None:
+    handler: logging.Handler
+    if form == "json":
+        from pythonjsonlogger.json import JsonFormatter
+
+        handler = _JsonHandler()
+        handler.setFormatter(JsonFormatter("{asctime}{levelname}{name}{message}", style="{"))
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger().handlers[:] = [handler]
+
+
+class _JsonHandler(logging.StreamHandler[TextIO]):
+    """Writes one JSON object per line to stderr."""

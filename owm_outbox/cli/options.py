@@ -1,4 +1,4 @@
-"""Turns a job's ``Options`` into command-line options, and what a user gave into one frozen object.
+"""Turns a job's ``Options`` into command-line options, and what the user gave into one frozen object.
 
 Layers: default < TOML file < environment < flag. Nothing behind the command line reads the environment.
 """
@@ -8,9 +8,6 @@ from __future__ import annotations
 import enum
 import math
 import os
-import tomllib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -20,13 +17,13 @@ from msgspec import inspect as shapes
 
 from owm_outbox.errors import ConfigurationError
 from owm_outbox.job import Job
-from owm_outbox.url import suggestion, redacted
+from owm_outbox.url import redacted
 
-__all__ = ["FiniteRange", "job_params", "load_toml", "make_options", "prefix", "secrets", "wants_json_logs"]
+__all__ = ["FiniteRange", "job_params", "make_options", "prefix", "secrets"]
 
 
 class FiniteRange(click.FloatRange):
-    """A number in a range; NaN, which is in all of them, is in none."""
+    """A finite number in a range. click takes NaN to be in every range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Turn text into a number."""
@@ -42,8 +39,11 @@ def prefix(job_name: str) -> str:
 
 
 def job_params(job: type[Job[Any]]) -> list[click.Parameter]:
-    """Return a click option for each field of the job's ``Options`` that is not a secret."""
-    return [_param(field, prefix(job.name)) for field in _fields(job) if not _meta(field).get("secret")]
+    """Return a click option for each field of the job's ``Options`` that is not a secret.
+
+    Its variable is the context's ``auto_envvar_prefix``, which is the job's, and the name of the field.
+    """
+    return [_param(field) for field in _fields(job) if not _meta(field).get("secret")]
 
 
 def secrets(job: type[Job[Any]]) -> list[tuple[str, str, str]]:
@@ -55,15 +55,17 @@ def secrets(job: type[Job[Any]]) -> list[tuple[str, str, str]]:
     ]
 
 
-def make_options(job: type[Job[Any]], ctx: click.Context) -> Any:
+def make_options(job: type[Job[Any]], ctx: click.Context, **instead: Any) -> Any:
     """Build the job's ``Options`` from what click collected and from the secrets in the environment.
 
+    :param instead: values that replace what was collected.
     :raises ConfigurationError: a value does not fit its field.
     """
     values = {field.name: ctx.params[field.name] for field in _fields(job) if ctx.params.get(field.name) is not None}
     for name, variable, _ in secrets(job):
         if os.environ.get(variable):
             values[name] = os.environ[variable]
+    values |= instead
     try:
         return msgspec.convert(values, job.Options, strict=False)
     except msgspec.ValidationError as error:
@@ -71,50 +73,10 @@ def make_options(job: type[Job[Any]], ctx: click.Context) -> Any:
         name = name.removeprefix(".")
         if not name:  # from the Options' own check, whose message begins with the name
             name, _, what = what.partition(" ")
-        if "matching regex" in what:  # no answer for a person; the option's description says what is wanted
+        if "matching regex" in what:  # a person cannot read that; the option's description says what is wanted
             what = next((_meta(field).get("description", what) for field in _fields(job) if field.name == name), what)
         shown = f" {redacted(values[name])!r}" if isinstance(ctx.params.get(name), str) else ""
         raise ConfigurationError(f"{_where(name, prefix(job.name), ctx)}{shown} does not fit: {what}") from error
-
-
-def wants_json_logs(args: Sequence[str]) -> bool:
-    """Tell whether ``--log-format json`` was asked for, when the arguments make no sense otherwise."""
-    for at, arg in enumerate(args):
-        if arg.startswith("--log-format"):
-            return arg.endswith("=json") or args[at + 1 : at + 2] == ["json"]
-    return os.environ.get("OWM_LOG_FORMAT") == "json"
-
-
-def load_toml(path: Path, job_name: str, known: Mapping[str, bool]) -> dict[str, Any]:
-    """Read a configuration file: keys at the top are for every job, those in the table of the job's name win.
-
-    :param known: the options' names; true for those that a file must not hold.
-    :raises ConfigurationError: the file cannot be read, or has a key that is no option.
-    """
-    try:
-        with path.open("rb") as file:
-            content = tomllib.load(file)
-    except OSError as error:
-        raise ConfigurationError(f"cannot read {path} ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is no TOML: {error}") from error
-    shared = {key: value for key, value in content.items() if not isinstance(value, dict)}
-    own = content.get(job_name, {})
-    if not isinstance(own, dict):
-        raise ConfigurationError(
-            f"{path}: {job_name!r} is the job's table: write [{job_name}] and its options below it"
-        )
-    values = {}
-    for key, value in {**shared, **own}.items():
-        name = key.replace("-", "_")
-        if name not in known:
-            raise ConfigurationError(f"{path}: unknown key {key!r}: {suggestion(name, known)}")
-        if known[name]:
-            raise ConfigurationError(f"{path}: {key!r} is a secret: set {prefix(job_name)}_{name.upper()} instead")
-        if not isinstance(value, str | int | float):
-            raise ConfigurationError(f"{path}: {key!r} takes a single value, not {value!r}")
-        values[name] = str(value)  # as a flag or a variable would give it, so that true is no number
-    return values
 
 
 def _where(name: str, env_prefix: str, ctx: click.Context) -> str:
@@ -149,7 +111,7 @@ def _meta(field: shapes.Field) -> dict[str, Any]:
     return found
 
 
-def _param(field: shapes.Field, env_prefix: str) -> click.Option:
+def _param(field: shapes.Field) -> click.Option:
     kind = _plain(field.type)
     default = None if field.default is msgspec.NODEFAULT else field.default
     if field.default_factory is not msgspec.NODEFAULT:
@@ -163,7 +125,6 @@ def _param(field: shapes.Field, env_prefix: str) -> click.Option:
         default=default,
         required=field.required,
         help=_meta(field).get("description"),
-        envvar=f"{env_prefix}_{field.name.upper()}",
         show_envvar=True,
         show_default=default is not None,
     )

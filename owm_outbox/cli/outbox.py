@@ -1,126 +1,53 @@
-"""Commands on an outbox: what it holds, and what to do with that."""
+"""``owm-outbox status`` and ``drain``: what an outbox holds, and sending it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
 
 import click
 
-from owm_outbox.cli.exits import DATA
-from owm_outbox.cli.stores import DeliveringCommand, StoreCommand, make_relay
-from owm_outbox.errors import ConfigurationError
-from owm_outbox.outbox import DeadLetterStore, Outbox, OutboxStats
+from owm_outbox.cli.outcome import count
+from owm_outbox.cli.relaying import DeliveringCommand, OutboxCommand, make_relay
+from owm_outbox.cli.settings import Settings
+from owm_outbox.outbox import OutboxStats
+from owm_outbox.stop import Stop
 from owm_outbox.url import URL
 
-__all__ = ["dead", "drain", "status"]
+__all__ = ["drain", "status"]
 
 
-@click.command("status", cls=StoreCommand)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.command("status", cls=OutboxCommand)
+@click.option("--json", "as_json", is_flag=True, allow_from_autoenv=False, help="One JSON object.")
 def status(*, as_json: bool, outbox: str, **_: Any) -> None:
     """Show what an outbox holds: pending tasks, the oldest one's age, dead letters, the last runs."""
-    with _opened(outbox) as box:
-        stats = box.stats()
+    from owm_outbox.plugins import open_outbox
+
+    with open_outbox(outbox, create=False) as opened:
+        stats = opened.stats()
     click.echo(_status_json(stats) if as_json else _status_text(outbox, stats))
 
 
 @click.command("drain", cls=DeliveringCommand)
-@click.option("--json", "as_json", is_flag=True, help="Write what was delivered to stdout.")
-def drain(*, as_json: bool, outbox: str, sink: str, **values: Any) -> None:
+@click.option("--json", "as_json", is_flag=True, allow_from_autoenv=False, help="Write what was delivered to stdout.")
+@click.pass_obj
+def drain(
+    stop: Stop, /, *, as_json: bool, outbox: str, sink: str, batch_size: int, wait_for_room: float, **_: Any
+) -> None:
     """Deliver what is in the outbox; extract nothing."""
-    from owm_outbox.plugins import open_sink
+    from owm_outbox.plugins import open_outbox, open_sink
 
+    settings = Settings(outbox=outbox, sink=sink, batch_size=batch_size, wait_for_room=wait_for_room, as_json=as_json)
+    stop.check()
     with ExitStack() as stack:
-        target = stack.enter_context(open_sink(sink))
-        box = stack.enter_context(_opened(outbox))
-        delivered = make_relay(stack, box, target, values).drain()
-        pending = box.stats().pending
-    if as_json:
+        to = stack.enter_context(open_sink(settings.sink))
+        opened = stack.enter_context(open_outbox(settings.outbox, create=False))
+        delivered = make_relay(stack, opened, to, settings, stop).drain()
+        pending = opened.stats().pending
+    if settings.as_json:
         click.echo(json.dumps({"delivered": delivered, "pending": pending}))
-
-
-@click.group("dead")
-def dead() -> None:
-    """Look at dead letters, retry or drop them."""
-
-
-@dead.command("list", cls=StoreCommand)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def dead_list(*, as_json: bool, outbox: str, **_: Any) -> None:
-    """Show each dead letter: its position, when, why, and its payload."""
-    with _opened(outbox) as box:
-        for letter in _letters(box, outbox).dead_letters():
-            payload = letter.payload.decode(errors="replace")
-            if as_json:
-                fields = {
-                    "position": letter.position,
-                    "task_id": letter.task_id,
-                    "rejected_at": letter.rejected_at.isoformat(timespec="seconds"),
-                    "reason": letter.reason,
-                    "payload": payload,
-                }
-                click.echo(json.dumps(fields, ensure_ascii=False))
-            else:
-                shown = payload if len(payload) <= 500 else f"{payload[:500]}… ({len(letter.payload)} bytes)"
-                kind = letter.task_id or "no task"
-                click.echo(f"{letter.position}  {letter.rejected_at:%Y-%m-%d %H:%M:%S} UTC  {kind}  {letter.reason}")
-                click.echo(f"    {shown}")
-
-
-@dead.command("retry", cls=StoreCommand)
-@click.argument("positions", nargs=-1, type=int)
-@click.option("--all", "everything", is_flag=True, help="All of them.")
-def dead_retry(*, positions: tuple[int, ...], everything: bool, outbox: str, **_: Any) -> tuple[int, str]:
-    """Make dead letters pending again; the next run or drain sends them."""
-    return _on_letters(outbox, positions, everything, lambda box, wanted: box.retry(wanted), "will be sent again")
-
-
-@dead.command("drop", cls=StoreCommand)
-@click.argument("positions", nargs=-1, type=int)
-@click.option("--all", "everything", is_flag=True, help="All of them.")
-def dead_drop(*, positions: tuple[int, ...], everything: bool, outbox: str, **_: Any) -> tuple[int, str]:
-    """Delete dead letters for good."""
-    return _on_letters(outbox, positions, everything, lambda box, wanted: box.drop(wanted), "dropped")
-
-
-def _on_letters(
-    url: str,
-    positions: tuple[int, ...],
-    everything: bool,
-    action: Callable[[DeadLetterStore, Iterable[int]], int],
-    done: str,
-) -> tuple[int, str]:
-    if bool(positions) == everything:
-        raise click.UsageError("Give positions as dead list shows them, or --all.", click.get_current_context())
-    with _opened(url) as box, box.lock():
-        letters = _letters(box, url)
-        wanted = [letter.position for letter in letters.dead_letters()] if everything else list(positions)
-        count = action(letters, wanted)
-    click.echo(f"{count} {done}")
-    if count < len(set(wanted)):
-        return (
-            DATA,
-            f"{len(set(wanted)) - count} of them are no dead letters, or never became a task: see dead list",
-        )
-    return 0, ""
-
-
-@contextmanager
-def _opened(url: str) -> Iterator[Outbox]:
-    from owm_outbox.plugins import open_outbox
-
-    with open_outbox(url, create=False) as box:
-        yield box
-
-
-def _letters(box: Outbox, url: str) -> DeadLetterStore:
-    if not isinstance(box, DeadLetterStore):
-        raise ConfigurationError(f"{URL(url)}: this kind of outbox keeps no list of dead letters")
-    return box
 
 
 def _age(since: datetime | None) -> float | None:
@@ -133,7 +60,7 @@ def _status_json(stats: OutboxStats) -> str:
             "pending": stats.pending,
             "oldest_seconds": _age(stats.oldest),
             "dead": stats.dead,
-            "acknowledged": stats.acknowledged,
+            "acknowledged": stats.acknowledged.position,
             "last_position": stats.last_position,
             "runs": [
                 {
@@ -162,7 +89,7 @@ def _status_text(url: str, stats: OutboxStats) -> str:
     ]
     lines += [
         f"  {run.started_at:%Y-%m-%d %H:%M:%S} UTC  {run.job}  {run.id}  {run.state:10}  "
-        f"{run.extracted} tasks, {run.rejected} rejected"
+        f"{count(run.extracted, 'task')}, {run.rejected} rejected"
         for run in stats.runs
     ]
     return "\n".join(lines)

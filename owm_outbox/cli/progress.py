@@ -1,4 +1,4 @@
-"""How far a run is: a bar for people at a terminal, lines in the log for everybody else."""
+"""How far a run has got: a bar at a terminal, lines in the log everywhere else."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
-from owm_outbox.job import Page, Run
-from owm_outbox.report import Observer, RunReport
+from owm_outbox.job import Page
+from owm_outbox.observer import Observer
+from owm_outbox.run import Run, RunReport
 from owm_outbox.task import Batch
 
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ log = logging.getLogger("owm_outbox.progress")
 
 
 class ProgressBar(Observer):
-    """Shows on stderr how many tasks of a run are stored, of how many, how fast, and how long it will take.
+    """Shows on stderr how many tasks of a run are stored, of how many, at what rate, and the time left.
 
-    And how many pages came in this call, and how many tasks are delivered.
+    And how many pages this call fetched, and how many tasks it delivered.
     """
 
     def __init__(self) -> None:
@@ -38,7 +39,7 @@ class ProgressBar(Observer):
             self._bar.close()
 
     def run_started(self, run: Run) -> None:
-        """Open the bar where the run stands."""
+        """Open the bar at what the run has already stored."""
         from tqdm import tqdm  # only where there is a terminal
 
         self._bar = tqdm(
@@ -46,7 +47,7 @@ class ProgressBar(Observer):
         )
 
     def page_stored(self, run: Run, page: Page[Any], new: int) -> None:
-        """Move on."""
+        """Advance the bar."""
         self._pages += page.pages
         if self._bar is not None:
             self._bar.total = run.expected
@@ -54,22 +55,22 @@ class ProgressBar(Observer):
             self._bar.update(new)
 
     def batch_delivered(self, batch: Batch) -> None:
-        """Count what the sink holds, and show it: also while nothing more is stored."""
+        """Count what the sink holds, and show it even while nothing more is stored."""
         self._delivered += len(batch.entries)
         if self._bar is not None:
             due = time.time() - self._bar.last_print_t >= self._bar.mininterval
             self._bar.set_postfix(pages=self._pages, delivered=self._delivered, refresh=due)
 
     def run_finished(self, report: RunReport) -> None:
-        """Take the bar away, so that the last line stands alone."""
+        """Remove the bar, so that the last line stands alone."""
         if self._bar is not None:
             self._bar.close()
 
 
 class ProgressLog(Observer):
-    """Logs a line at the start, at the end, and every so often in between.
+    """Logs a line at the start, at the end, and at intervals in between.
 
-    :param every: seconds between two lines.
+    :param every: seconds between two lines, at least.
     :param clock: monotonic seconds.
     """
 
@@ -80,12 +81,12 @@ class ProgressLog(Observer):
         self._pages = self._stored = self._delivered = 0
 
     def run_started(self, run: Run) -> None:
-        """Say which run it is."""
-        log.info("run %s of %s %s", run.id, run.job, "goes on" if run.resumed else "starts")
+        """Log which run it is."""
+        log.info("run %s of job %s %s", run.id, run.job, "is resumed" if run.resumed else "starts")
         self._began = self._last = self._clock()
 
     def page_stored(self, run: Run, page: Page[Any], new: int) -> None:
-        """Say how far it is, if that was not said just now."""
+        """Log how far it has got, if enough time has passed."""
         self._pages += page.pages
         self._stored += new
         now = self._clock()
@@ -95,7 +96,7 @@ class ProgressLog(Observer):
         rate = self._stored / (now - self._began)
         left = "" if not run.expected or not rate else f", {(run.expected - run.accounted) / rate:.0f} s left"
         log.info(
-            "%d pages came, %d of %s tasks stored, %d delivered, %.0f a second%s",
+            "%d pages fetched, %d of %s tasks stored, %d delivered, %.0f per second%s",
             self._pages,
             run.extracted,
             run.expected if run.expected is not None else "?",
@@ -109,7 +110,7 @@ class ProgressLog(Observer):
         self._delivered += len(batch.entries)
 
     def run_finished(self, report: RunReport) -> None:
-        """Say what came of it."""
+        """Log how the run ended."""
         log.info(
             "run %s %s: %d tasks, %d delivered, %d rejected, %d waiting, %.1f s",
             report.run_id,

@@ -1,136 +1,145 @@
-"""What commands have in common that open an outbox and a sink."""
+"""What the commands on an outbox have in common: the job whose outbox it is, a stop, a relay."""
 
 from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
 import click
 
-from owm_outbox.cli.logs import log_params, set_up_logging
-from owm_outbox.config import FiniteRange, prefix
+from owm_outbox.cli.logs import are_json, log_params
+from owm_outbox.cli.options import prefix
+from owm_outbox.cli.settings import Settings, outbox_param, sink_params
+from owm_outbox.errors import ConfigurationError
 from owm_outbox.job import Job
+from owm_outbox.observer import Observer
 from owm_outbox.outbox import Outbox
 from owm_outbox.relay import OutboxRelay
-from owm_outbox.report import Observer
 from owm_outbox.sink import Sink
 from owm_outbox.stop import Stop
 
-__all__ = ["DeliveringCommand", "StoreCommand", "default_urls", "make_relay", "store_params"]
+__all__ = ["DeliveringCommand", "JobScopedCommand", "OutboxCommand", "listen", "make_relay"]
 
 
-def store_params(env_prefix: str, outbox: str, sink: str | None) -> list[click.Parameter]:
-    """Return the options that say where tasks are kept and, with a sink, how they are delivered."""
-    params: list[click.Parameter] = [
-        click.Option(
-            ["--outbox"],
-            default=outbox,
-            show_default=True,
-            envvar=f"{env_prefix}_OUTBOX",
-            show_envvar=True,
-            metavar="URL",
-            help="Where tasks are kept until the sink holds them.",
-        )
-    ]
-    if sink is not None:
-        params += [
-            click.Option(
-                ["--sink"],
-                default=sink,
-                show_default=True,
-                envvar=f"{env_prefix}_SINK",
-                show_envvar=True,
-                metavar="URL",
-                help="Where tasks are delivered to.",
-            ),
-            click.Option(
-                ["--batch-size"],
-                type=click.IntRange(1, 100_000),
-                default=500,
-                show_default=True,
-                envvar=f"{env_prefix}_BATCH_SIZE",
-                show_envvar=True,
-                help="Tasks a batch, at most.",
-            ),
-            click.Option(
-                ["--hold-for"],
-                type=FiniteRange(0),
-                default=60.0,
-                show_default=True,
-                envvar=f"{env_prefix}_HOLD_FOR",
-                show_envvar=True,
-                help="Seconds to wait for room in a full sink.",
-            ),
-        ]
-    return params
+class JobScopedCommand(click.Command):
+    """A command whose variables begin with the prefix of a job, which its context has."""
 
-
-def default_urls(job: type[Job[Any]], name: str) -> tuple[str, str]:
-    """Return the outbox and the sink of a job for which none is given."""
-    return job.default_outbox.format(name=name), job.default_sink.format(name=name)
-
-
-class StoreCommand(click.Command):
-    """A command on an outbox: its variables and defaults are those of the job that ``--job`` names."""
-
-    needs_sink = False
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """Return ``--help``, which has no variable."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.allow_from_autoenv = False
+        return option
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Add the options of the outbox before the first look at the arguments."""
-        if not any(param.name == "outbox" for param in self.params):
-            name = _value_of("--job", args) or "owm"
-            from owm_outbox.plugins import load_job
+        """Parse; if that fails, find out how the logs are to be written, so that the error is written so, too."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except (click.UsageError, ConfigurationError):
+            tolerant = click.Context(
+                self,
+                parent=ctx.parent,
+                info_name=ctx.info_name,
+                auto_envvar_prefix=ctx.auto_envvar_prefix,
+                resilient_parsing=True,
+                ignore_unknown_options=True,
+                allow_extra_args=True,
+            )
+            tolerant.params.update(ctx.params)
+            with tolerant:
+                super().parse_args(tolerant, given)
+            raise
 
-            job = load_job(name)
-            outbox, sink = default_urls(job, name)
-            self.params += [
-                *store_params(prefix(name), outbox, sink if self.needs_sink else None),
-                click.Option(["--job"], default="owm", show_default=True, help="Whose outbox, unless --outbox says."),
-                *log_params(),
-            ]
+
+class OutboxCommand(JobScopedCommand):
+    """A command on an outbox. Its variables and its default are those of the job that ``--job`` names."""
+
+    default_job = "owm"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += [
+            outbox_param(),
+            *self.more_params(),
+            click.Option(
+                ["--job"],
+                type=_JobName(),
+                default=self.default_job,
+                show_default=True,
+                is_eager=True,
+                callback=_use_prefix,
+                allow_from_autoenv=False,
+                help="Whose outbox and variables these are.",
+            ),
+            *log_params(),
+        ]
+
+    def more_params(self) -> list[click.Parameter]:
+        """Return what a subclass adds."""
+        return []
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse; until ``--job`` is known, the variables are those of the default job."""
+        ctx.auto_envvar_prefix = prefix(self.default_job)
         return super().parse_args(ctx, args)
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Set up the log first."""
-        set_up_logging(ctx.params)
-        return super().invoke(ctx)
+
+class DeliveringCommand(OutboxCommand):
+    """A command on an outbox that also has a sink, and that a signal asks to stop."""
+
+    def more_params(self) -> list[click.Parameter]:
+        """Add the sink's options."""
+        return sink_params()
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Listen to signals, then parse."""
+        listen(ctx)
+        return super().parse_args(ctx, args)
 
 
-class DeliveringCommand(StoreCommand):
-    """A command on an outbox that has a sink, too."""
+class _JobName(click.ParamType[Any]):
+    name = "name"
 
-    needs_sink = True
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> type[Job[Any]]:
+        from owm_outbox.plugins import load_job
 
-
-def _value_of(flag: str, args: list[str]) -> str | None:
-    for at, arg in enumerate(args):
-        if arg == flag and at + 1 < len(args):
-            return args[at + 1]
-        if arg.startswith(f"{flag}="):
-            return arg.partition("=")[2]
-    return None
+        return load_job(value)
 
 
-def make_relay(stack: ExitStack, outbox: Outbox, sink: Sink, values: dict[str, Any]) -> OutboxRelay:
-    """Return a relay that signals end, and that shows how far it is."""
+def _use_prefix(ctx: click.Context, _: click.Parameter, job: type[Job[Any]]) -> type[Job[Any]]:
+    ctx.auto_envvar_prefix = prefix(job.name)
+    return job
+
+
+def listen(ctx: click.Context) -> None:
+    """Let SIGINT and SIGTERM set a stop, ``ctx.obj``, from now on and until the command ends."""
     stop = Stop()
-    stack.enter_context(stop.on_signals(signal.SIGINT, signal.SIGTERM))
-    observers: list[Observer] = []
-    if sys.stderr.isatty() and values["log_format"] == "text":
-        from owm_outbox.progress import ProgressBar
+    ctx.with_resource(stop.on_signals(signal.SIGINT, signal.SIGTERM))
+    ctx.obj = stop
 
-        observers.append(stack.enter_context(ProgressBar()))
+
+def make_relay(
+    stack: ExitStack, outbox: Outbox, sink: Sink, settings: Settings, stop: Stop, observers: Iterable[Observer] = ()
+) -> OutboxRelay:
+    """Return a relay that ends when ``stop`` is set, and that shows its progress as long as ``stack`` is open."""
+    progress: Observer
+    if sys.stderr.isatty() and not are_json():
+        from owm_outbox.cli.progress import ProgressBar
+
+        progress = stack.enter_context(ProgressBar())
     else:
-        from owm_outbox.progress import ProgressLog
+        from owm_outbox.cli.progress import ProgressLog
 
-        observers.append(ProgressLog())
+        progress = ProgressLog()
     return OutboxRelay(
         outbox,
         sink,
-        batch_size=values["batch_size"],
-        hold_for=values["hold_for"],
+        batch_size=settings.batch_size,
+        wait_for_room=settings.wait_for_room,
         stop=stop,
-        observers=observers,
+        observers=[progress, *observers],
     )
