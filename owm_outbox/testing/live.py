@@ -1,69 +1,103 @@
-"""What ``owm-outbox check`` runs with pytest: the contracts against a scratch place beside a live URL.
+"""What ``owm-outbox check`` runs with pytest: the contracts against a scratch destination next to a live URL.
 
-The URL comes on stdin, so that a password in it is in no list of processes.
+The URL is read from stdin, so that a password in it is in no list of processes.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 import pytest
 
-from owm_outbox.outbox import DeadLetterStore, Outbox
-from owm_outbox.plugins import outbox_class, sink_class
-from owm_outbox.sink import Place
-from owm_outbox.testing import Capabilities, OutboxContract, SinkContract
+from owm_outbox.errors import ExitCode
+from owm_outbox.outbox import DeadLetterStore
+from owm_outbox.plugins import outbox_class, scratch_outbox, scratch_sink
+from owm_outbox.testing.capabilities import Capabilities
+from owm_outbox.testing.destination import Destination
+from owm_outbox.testing.outbox_contract import OutboxContract
+from owm_outbox.testing.outbox_fixtures import OpenOutbox
+from owm_outbox.testing.sink_contract import SinkContract
 from owm_outbox.url import URL
 
 __all__ = ["TestOutbox", "TestSink"]
 
 _url = URL(sys.stdin.read().strip() or "memory:")
+_untested: dict[str, int] = {}  # how many tests were skipped, by reason
 
 
 class TestSink(SinkContract):
     """The contract of a sink, on a live URL."""
 
     @pytest.fixture
-    def place(self) -> Iterator[Place]:
-        """Give the sink's own scratch place."""
-        with sink_class(_url.scheme).scratch(_url) as place:
-            with place.open() as sink:
-                tracks = sink.position("check") is not None
-            self.__class__.capabilities = Capabilities(
-                tracks_position=tracks, bounded=place.fill is not None, rejects=place.poison is not None
+    def destination(self) -> Iterator[Destination]:
+        """Give a scratch destination; what it can do follows from what it has."""
+        with scratch_sink(_url.scheme)(_url) as destination:
+            with destination.open() as sink:
+                holds_mark = sink.mark("check") is not None
+            type(self).capabilities = Capabilities(
+                holds_mark=holds_mark,
+                bounded=destination.fill is not None,
+                rejects=destination.poison is not None,
+                interruptible=destination.interrupt is not None,
+                remote=destination.unreachable is not None,
+                notices_loss=destination.lose is not None,
             )
-            yield place
+            yield destination
+
+    @pytest.fixture(autouse=True)
+    def _capabilities_first(self, destination: Destination) -> None:
+        """Know what the destination can do before a test asks for it."""
 
 
 class TestOutbox(OutboxContract):
     """The contract of an outbox, on a live URL."""
 
     @pytest.fixture
-    def open_outbox(self) -> Iterator[Callable[[], Outbox]]:
-        """Give the outbox's own scratch place."""
+    def open_outbox(self) -> Iterator[OpenOutbox]:
+        """Give a scratch outbox."""
         cls = outbox_class(_url.scheme)
-        with cls.scratch(_url) as open_outbox:
+        with scratch_outbox(_url.scheme)(_url) as open_outbox:
             with open_outbox() as first, open_outbox() as second:
                 durable = first is not second
-            self.__class__.capabilities = Capabilities(durable=durable, dead_letters=issubclass(cls, DeadLetterStore))
+            type(self).capabilities = Capabilities(durable=durable, dead_letters=issubclass(cls, DeadLetterStore))
             yield open_outbox
+
+    @pytest.fixture(autouse=True)
+    def _capabilities_first(self, open_outbox: OpenOutbox) -> None:
+        """Know what the outbox can do before a test asks for it."""
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Print one line a promise; for a broken one also what pytest saw."""
-    try:
+    """Print one line per promise; for a broken one also what pytest saw."""
+    with _stdout():
         _print(report)
+
+
+def pytest_sessionfinish() -> None:
+    """Say what was not tested: to pass means little where failures were left out."""
+    with _stdout():
+        for reason, count in _untested.items():
+            click.echo(f"  {count} {'promise was' if count == 1 else 'promises were'} skipped: {reason}")
+
+
+@contextmanager
+def _stdout() -> Iterator[None]:
+    try:
+        yield
     except BrokenPipeError:
-        pytest.exit("whatever read our output is gone", returncode=75)
+        pytest.exit("stdout was closed by the reader", returncode=ExitCode.TRY_AGAIN_LATER)
 
 
 def _print(report: pytest.TestReport) -> None:
     promise = report.nodeid.rpartition("::")[2].removeprefix("test_").replace("_", " ")
     if report.skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
-        click.echo(f"  -     {promise} ({reason.removeprefix('Skipped: ')})")
+        reason = reason.removeprefix("Skipped: ")
+        _untested[reason] = _untested.get(reason, 0) + 1
+        click.echo(f"  -     {promise} ({reason})")
     elif report.failed:
         lines = [line for line in report.longreprtext.splitlines() if line.startswith("E ")]
         click.echo(f"  FAIL  {promise}")

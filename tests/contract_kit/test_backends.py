@@ -2,65 +2,141 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from owm_outbox import Outbox
-from owm_outbox.testing import Capabilities, OutboxContract, Place, SinkContract
+from owm_outbox import Outbox, Sink
+from owm_outbox.testing import Capabilities, Destination, OutboxContract, SinkContract
 from owm_outbox_backends.jsonl import JsonLinesSink
 from owm_outbox_backends.memory import MemoryOutbox
 from owm_outbox_backends.redis_stream import RedisStreamSink
+from owm_outbox_backends.scratch import full_disk
 from owm_outbox_backends.sqlite import SqliteOutbox
 
 from support.servers import Server
 from support.streams import entries
 
 
+class Clock:
+    """The time, which can be turned forward and back."""
+
+    def __init__(self) -> None:
+        self.offset = timedelta(0)
+
+    def now(self) -> datetime:
+        """Return the time that it shows."""
+        return datetime(2026, 1, 1, tzinfo=UTC) + self.offset
+
+    def turn(self, by: timedelta) -> None:
+        """Turn it by this much."""
+        self.offset += by
+
+
 class TestSqliteOutbox(OutboxContract):
     """SqliteOutbox does all that the contract asks."""
+
+    capabilities = Capabilities(interruptible=True, settable_clock=True)
+
+    @pytest.fixture
+    def clock(self) -> Clock:
+        """Give the clock that the outbox goes by."""
+        return Clock()
+
+    @pytest.fixture
+    def turn_clock(self, clock: Clock) -> Callable[[timedelta], None]:
+        """Turn it."""
+        return clock.turn
+
+    @pytest.fixture
+    def open_outbox(self, tmp_path: Path, clock: Clock) -> Callable[[], Outbox]:
+        """Open the same file each time."""
+        return lambda: SqliteOutbox(tmp_path / "tasks.db", timeout=0.1, now=lambda: clock.now().timestamp())
+
+    @pytest.fixture
+    def interrupt(self, tmp_path: Path) -> Callable[[], AbstractContextManager[object]]:
+        """Have another program write to the file all the time."""
+
+        @contextmanager
+        def busy() -> Iterator[None]:
+            with closing(sqlite3.connect(tmp_path / "tasks.db", isolation_level=None)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                yield
+
+        return busy
+
+
+class TestSqliteOutboxOnAFullDisk(OutboxContract):
+    """A disk without room for the WAL is a failure, too."""
+
+    capabilities = Capabilities(interruptible=True)
 
     @pytest.fixture
     def open_outbox(self, tmp_path: Path) -> Callable[[], Outbox]:
         """Open the same file each time."""
         return lambda: SqliteOutbox(tmp_path / "tasks.db")
 
+    @pytest.fixture
+    def interrupt(self, tmp_path: Path) -> Callable[[], AbstractContextManager[object]]:
+        """Let the WAL grow no further."""
+        return lambda: full_disk(tmp_path / "tasks.db-wal")
+
 
 class TestMemoryOutbox(OutboxContract):
     """MemoryOutbox does all but outlive the process."""
 
-    capabilities = Capabilities(durable=False)
+    capabilities = Capabilities(durable=False, settable_clock=True)
 
     @pytest.fixture
-    def open_outbox(self) -> Callable[[], Outbox]:
+    def clock(self) -> Clock:
+        """Give the clock that the outbox goes by."""
+        return Clock()
+
+    @pytest.fixture
+    def turn_clock(self, clock: Clock) -> Callable[[timedelta], None]:
+        """Turn it."""
+        return clock.turn
+
+    @pytest.fixture
+    def open_outbox(self, clock: Clock) -> Callable[[], Outbox]:
         """Give the same object each time: there is nowhere else to open it from."""
-        outbox = MemoryOutbox()
+        outbox = MemoryOutbox(now=clock.now)
         return lambda: outbox
 
 
 class TestRedisStreamSink(SinkContract):
     """RedisStreamSink does all that the contract asks, on every server."""
 
-    capabilities = Capabilities(bounded=True, rejects=True)
+    capabilities = Capabilities(bounded=True, rejects=True, remote=True, notices_loss=True)
 
     @pytest.fixture
-    def place(self, server: Server, stream: str) -> Place:
-        """Deliver to a stream that holds 100 entries, with a consumer group that reads nothing."""
+    def destination(self, server: Server, stream: str) -> Destination:
+        """Deliver to a stream that holds 10,000 entries, with a consumer group that reads nothing."""
         with server.client() as client:
             client.xgroup_create(stream, "workers", id="0", mkstream=True)
             client.config_set("proto-max-bulk-len", 1024 * 1024)
 
         def fill() -> None:
-            with server.client() as client:
-                while client.xlen(stream) < 80:
-                    client.xadd(stream, {"data": "{}"})
+            with server.client() as client, client.pipeline() as pipe:
+                for _ in range(9_980):
+                    pipe.xadd(stream, {"data": "{}"})
+                pipe.execute()
 
-        return Place(
-            open=lambda: RedisStreamSink(f"redis://{server.address}/0", stream=stream, maxlen=100, retries=0),
-            held=lambda: [fields[b"data"] for fields in entries(server, stream)],
+        def lose() -> None:
+            with server.client() as client:
+                client.delete(stream)
+
+        return Destination(
+            open=lambda: RedisStreamSink(f"redis://{server.address}/0", stream=stream, maxlen=10_000, retries=0),
+            payloads=lambda: [fields[b"data"] for fields in entries(server, stream)],
             fill=fill,
             poison=b'{"task_id": "' + b"x" * 2 * 1024 * 1024 + b'"}',
+            unreachable=lambda: RedisStreamSink("redis://127.0.0.1:1/0", stream=stream, retries=0),
+            lose=lose,
         )
 
 
@@ -68,21 +144,34 @@ class TestRedisStreamSinkWithoutGroups(SinkContract):
     """Without a consumer group, and without a bound, the promises are the same."""
 
     @pytest.fixture
-    def place(self, server: Server, stream: str) -> Place:
+    def destination(self, server: Server, stream: str) -> Destination:
         """Deliver to a stream that nobody reads."""
-        return Place(
+        return Destination(
             open=lambda: RedisStreamSink(f"redis://{server.address}/0", stream=stream, maxlen=0),
-            held=lambda: [fields[b"data"] for fields in entries(server, stream)],
+            payloads=lambda: [fields[b"data"] for fields in entries(server, stream)],
         )
 
 
 class TestJsonLinesSink(SinkContract):
-    """JsonLinesSink does all but track its position."""
+    """JsonLinesSink does all but hold a mark."""
 
-    capabilities = Capabilities(tracks_position=False)
+    capabilities = Capabilities(holds_mark=False, interruptible=True, remote=True)
 
     @pytest.fixture
-    def place(self, tmp_path: Path) -> Place:
+    def destination(self, tmp_path: Path) -> Destination:
         """Deliver to a file."""
         path = tmp_path / "tasks.jsonl"
-        return Place(open=lambda: JsonLinesSink(path), held=lambda: path.read_bytes().splitlines())
+
+        def unreachable() -> Sink:
+            folder = tmp_path / "unmounted"
+            folder.mkdir()
+            sink = JsonLinesSink(folder / "tasks.jsonl")
+            folder.rmdir()
+            return sink
+
+        return Destination(
+            open=lambda: JsonLinesSink(path),
+            payloads=lambda: path.read_bytes().splitlines() if path.exists() else [],
+            interrupt=lambda: full_disk(path),
+            unreachable=unreachable,
+        )

@@ -1,0 +1,116 @@
+"""Where the contract kit may write: next to what a URL names, and removed afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from owm_outbox import URL, OutboxInvalid, Sink
+from owm_outbox.testing import Destination
+
+from .jsonl import JsonLinesSink
+from .memory import MemoryOutbox
+from .redis_connection import CLIENT_OPTIONS, connect, meaning
+from .redis_stream import OPTIONS, RedisStreamSink, marks_key
+from .sqlite import SqliteOutbox
+
+__all__ = ["full_disk", "jsonl", "memory", "redis", "sqlite"]
+
+_ROOM = 10_000
+_LEFT = 20
+
+
+@contextmanager
+def full_disk(path: Path, left: int = 100) -> Iterator[None]:
+    """Let this process make no file larger than this one and ``left`` bytes, as on a disk that is almost full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + left, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def jsonl(url: URL) -> Iterator[Destination]:
+    """Give a file next to the one that ``jsonl:PATH`` names; for stdout, in the folder for temporary files."""
+    JsonLinesSink.from_url(url)  # refuses what is wrong with it
+    beside = None if url.path == "-" else Path(url.path).absolute().parent
+    with TemporaryDirectory(prefix="check-", dir=beside) as folder:
+        path = Path(folder) / "tasks.jsonl"
+
+        def unreachable() -> Sink:
+            sink = JsonLinesSink(Path(folder) / "unmounted" / "tasks.jsonl")
+            (Path(folder) / "unmounted").rmdir()
+            return sink
+
+        (Path(folder) / "unmounted").mkdir()
+        yield Destination(
+            open=lambda: JsonLinesSink(path),
+            payloads=lambda: path.read_bytes().splitlines() if path.exists() else [],
+            interrupt=lambda: full_disk(path),
+            unreachable=unreachable,
+        )
+
+
+@contextmanager
+def redis(url: URL) -> Iterator[Destination]:
+    """Give a stream next to the one that ``redis://…?stream=`` names, on the same server."""
+    RedisStreamSink.from_url(url).close()  # refuses what is wrong with it
+    given = url.options(**OPTIONS, **CLIENT_OPTIONS)
+    stream = f"{given['stream']}:check:{uuid.uuid4()}"
+    own: dict[str, Any] = {name: given[name] for name in OPTIONS if name in given and name != "groups"}
+    own |= {"stream": stream, "maxlen": _ROOM, "overflow": "hold"}
+    address = url.without_options(*OPTIONS)
+
+    def payloads() -> list[bytes]:
+        found: Any = client.xrange(stream)
+        return [fields[b"data"] for _, fields in found]
+
+    def fill() -> None:
+        client.xgroup_create(stream, "check", id="0", mkstream=True)
+        with client.pipeline(transaction=False) as pipe:
+            for _ in range(_ROOM - _LEFT):
+                pipe.xadd(stream, {"data": "{}"})
+            pipe.execute()
+
+    with contextlib.closing(connect(address)) as client:
+        try:
+            client.xlen(stream)  # a server that is down, or refuses us, shows here
+        except RedisError as error:
+            raise meaning(error, str(url), stream) from error
+        try:
+            yield Destination(
+                open=lambda: RedisStreamSink(address, **own),
+                payloads=payloads,
+                fill=fill,
+                unreachable=lambda: RedisStreamSink("redis://127.0.0.1:1/0", stream=stream, retries=0),
+                lose=lambda: client.delete(stream),
+            )
+        finally:
+            client.delete(stream, marks_key(stream))
+
+
+@contextmanager
+def memory(url: URL) -> Iterator[Callable[[], MemoryOutbox]]:
+    """Give the same new object each time."""
+    outbox = MemoryOutbox.from_url(url)
+    yield lambda: outbox
+
+
+@contextmanager
+def sqlite(url: URL) -> Iterator[Callable[[], SqliteOutbox]]:
+    """Give a file in a folder of its own, next to the one that ``sqlite:///PATH`` names."""
+    beside = Path(url.path.removeprefix("/")).absolute().parent
+    if not beside.is_dir():
+        raise OutboxInvalid(f"cannot create an outbox in {beside}, which is not a folder: name another path")
+    with TemporaryDirectory(prefix="check-", dir=beside) as folder:
+        yield lambda: SqliteOutbox(Path(folder) / "tasks.db")

@@ -1,0 +1,16 @@
+"""The contract of an outbox as tests."""
+
+from __future__ import annotations
+
+from owm_outbox.testing.outbox_dead_letters import OutboxDeadLetters
+from owm_outbox.testing.outbox_entries import OutboxEntries
+from owm_outbox.testing.outbox_keys import OutboxKeys
+from owm_outbox.testing.outbox_marks import OutboxMarks
+from owm_outbox.testing.outbox_runs import OutboxRuns
+from owm_outbox.testing.outbox_sharing import OutboxSharing
+
+__all__ = ["OutboxContract"]
+
+
+class OutboxContract(OutboxEntries, OutboxKeys, OutboxRuns, OutboxMarks, OutboxDeadLetters, OutboxSharing):
+    """What `owm_outbox.Outbox` promises. Its fixture ``open_outbox`` is a function that opens the same one again."""

@@ -1,0 +1,128 @@
+"""What all tests of an outbox share."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from typing import ClassVar
+
+import pytest
+
+from owm_outbox.outbox import DeadLetterStore, Outbox, Stored
+from owm_outbox.run import RunRecord, RunReport
+from owm_outbox.task import InvalidRecord, Key, Mark
+from owm_outbox.testing.capabilities import Capabilities
+from owm_outbox.testing.parcels import Parcel
+
+__all__ = ["JOB", "OpenOutbox", "OutboxFixtures", "bad_records", "mark_at", "parcels", "report", "run_of", "store"]
+
+JOB = "parcels"
+OpenOutbox = Callable[[], Outbox]
+
+
+class OutboxFixtures:
+    """The fixtures of `OutboxContract`."""
+
+    capabilities: ClassVar[Capabilities] = Capabilities()
+
+    @pytest.fixture
+    def open_outbox(self) -> OpenOutbox:
+        """Give a function that opens the outbox under test; every subclass has its own."""
+        raise NotImplementedError("give your subclass a fixture named open_outbox, see owm_outbox.testing")
+
+    @pytest.fixture
+    def outbox(self, open_outbox: OpenOutbox) -> Iterator[Outbox]:
+        """Open the outbox under test."""
+        with open_outbox() as outbox:
+            yield outbox
+
+    @pytest.fixture
+    def interrupt(self) -> Callable[[], AbstractContextManager[object]]:
+        """Give a block within which storing 20 tasks fails, as on a full disk or when a connection is cut."""
+        raise NotImplementedError("Capabilities(interruptible=True) needs a fixture named interrupt")
+
+    @pytest.fixture
+    def failing(self, request: pytest.FixtureRequest) -> Callable[[], AbstractContextManager[object]]:
+        """Give ``interrupt`` to the tests, if the backend can be interrupted."""
+        self.capabilities.need("interruptible")
+        interrupt: Callable[[], AbstractContextManager[object]] = request.getfixturevalue("interrupt")
+        return interrupt
+
+    @pytest.fixture
+    def turn_clock(self) -> Callable[[timedelta], None]:
+        """Give a function that turns the outbox's clock forward by this much, or back."""
+        raise NotImplementedError("Capabilities(settable_clock=True) needs a fixture named turn_clock")
+
+    @pytest.fixture
+    def later(self, request: pytest.FixtureRequest) -> Callable[[timedelta], None]:
+        """Give ``turn_clock`` to the tests, if the backend's clock can be set."""
+        self.capabilities.need("settable_clock")
+        turn_clock: Callable[[timedelta], None] = request.getfixturevalue("turn_clock")
+        return turn_clock
+
+    def letters(self, outbox: Outbox) -> DeadLetterStore:
+        """Return the outbox as what its dead letters can be managed with."""
+        self.capabilities.need("dead_letters")
+        assert isinstance(outbox, DeadLetterStore), "Capabilities(dead_letters=True) needs a DeadLetterStore"
+        return outbox
+
+
+def parcels(run: str, *numbers: int) -> list[Parcel]:
+    """Make the parcels of a run with these numbers."""
+    return [Parcel(uuid.uuid5(uuid.UUID(run), str(number)), number) for number in numbers]
+
+
+def _number(parcel: Parcel) -> Key:
+    return parcel.number
+
+
+def store(
+    outbox: Outbox,
+    run: str,
+    *numbers: int,
+    checkpoint: bytes | None = None,
+    expected: int | None = None,
+    invalid: tuple[InvalidRecord, ...] = (),
+) -> Stored:
+    """Append parcels with these numbers, which are their keys, to a run."""
+    return outbox.append(
+        parcels(run, *numbers), key=_number, run=run, checkpoint=checkpoint, expected=expected, invalid=invalid
+    )
+
+
+def bad_records(*numbers: int) -> tuple[InvalidRecord, ...]:
+    """Make records that are not valid tasks, with these numbers as their keys."""
+    return tuple(InvalidRecord(b'{"number": "%d"}' % number, "not a number", number) for number in numbers)
+
+
+def run_of(outbox: Outbox, run: str) -> RunRecord:
+    """Return what the outbox tells about a run."""
+    return next(known for known in outbox.stats().runs if known.id == run)
+
+
+def mark_at(outbox: Outbox, position: int) -> Mark:
+    """Return a mark of the entry at this position, for which it must be in the outbox."""
+    (entry,) = outbox.read(position - 1, 1)
+    assert entry.position == position
+    return Mark.of(entry, "5ca1ab1e")
+
+
+def report(run: RunRecord, *, complete: bool) -> RunReport:
+    """Make the report that a relay would give of this run."""
+    return RunReport(
+        run_id=run.id,
+        job=run.job,
+        resumed=run.resumed,
+        complete=complete,
+        expected=run.expected,
+        extracted=run.extracted,
+        duplicates=run.duplicates,
+        delivered=0,
+        redelivered=0,
+        rejected=run.rejected,
+        pending=0,
+        missing=[],
+        seconds=0.0,
+    )
