@@ -18,7 +18,7 @@
 
 local SPARE = 1000 -- entries that a call may trim beyond the batch's size, where the stream is beyond maxlen
 local PAGE = 100 -- entries that are in the script's memory at a time
-local STEPS = 1000 -- references to entries that no longer exist, looked at by one call
+local STEPS = 500 -- references to entries that no longer exist, looked at by one call
 
 local run, maxlen, overflow, named = ARGV[4], tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
 local first = 8 + named

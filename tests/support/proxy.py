@@ -9,7 +9,7 @@ import struct
 import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Container, Coroutine, Iterator
+from collections.abc import Callable, Container, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, TypeVar
@@ -81,11 +81,11 @@ class Fault:
     _matched: int = 0
     _seen: set[bytes] = field(default_factory=set)
 
-    def matches(self, side: str, request: bytes, message: bytes) -> bool:
+    def matches(self, side: str, name: str, request: bytes, message: bytes) -> bool:
         """Say whether it takes effect now, and count the event if it is one of its kind."""
         if side != self.side or self.containing not in message:
             return False
-        if self.command is not None and _command(request) != self.command.upper():
+        if self.command is not None and name != self.command.upper():
             return False
         if self.once_each:
             if request in self._seen:
@@ -95,7 +95,7 @@ class Fault:
         return self._matched == self.at if isinstance(self.at, int) else self._matched in self.at
 
     def note(self) -> None:
-        """Record that it took effect, and wake who waits for that."""
+        """Record that it took effect, and wake what waits for that."""
         self.count += 1
         self.fired.set()
 
@@ -108,9 +108,12 @@ class FaultProxy:
     """Stands between a client and a server on this machine. Its rules can be set and removed at any time.
 
     :param framing: what tells one request or reply from the next.
+    :param scripts: names by SHA-1: an EVALSHA of one of these is counted, and matched by rules, under its name.
     """
 
-    def __init__(self, host: str, port: int, *, framing: Framing = resp) -> None:
+    def __init__(
+        self, host: str, port: int, *, framing: Framing = resp, scripts: Mapping[str, str] | None = None
+    ) -> None:
         self.target = host, port  # where new connections lead to; may be changed at any time
         self.host, self.port = "127.0.0.1", 0
         self.connections = 0
@@ -120,6 +123,7 @@ class FaultProxy:
         self.failures: list[BaseException] = []  # of calls that a rule made; leaving the block raises the first
         self.passed = Counter(upstream=0, downstream=0)  # bytes
         self._framing = framing
+        self._scripts = dict(scripts or {})
         self._faults: list[Fault] = []
         self._limits: dict[str, tuple[int, Fault]] = {}
         self._rate: float | None = None
@@ -209,7 +213,7 @@ class FaultProxy:
         return self._add(Fault("reply", "call", at, command, containing=containing, call=call))
 
     def cut_after(self, *, upstream: int | None = None, downstream: int | None = None) -> Fault:
-        """Reset the connection on which so many bytes, counted from now over all connections, have passed."""
+        """Reset the connection on which this many bytes, counted from now over all connections, have passed."""
         fault = Fault("connect", "cut")
         with self._lock:
             for way, size in (("upstream", upstream), ("downstream", downstream)):
@@ -218,7 +222,7 @@ class FaultProxy:
         return fault
 
     def slow(self, bytes_per_second: float | None) -> None:
-        """Let no more than so many bytes a second pass, each way of each connection; ``None``: as fast as it goes."""
+        """Let no more than this many bytes per second pass, each way of each connection; ``None``: no limit."""
         self._do(self._set_rate(bytes_per_second))
 
     def refuse(self) -> None:
@@ -262,10 +266,19 @@ class FaultProxy:
 
     def _matching(self, side: str, request: bytes = b"", message: bytes = b"") -> list[Fault]:
         with self._lock:
-            return [fault for fault in self._faults if fault.matches(side, request, message)]
+            name = self._name(request)
+            return [fault for fault in self._faults if fault.matches(side, name, request, message)]
+
+    def _name(self, request: bytes) -> str:
+        """Return a command's name, or that of the script it calls; of another protocol's request the first word."""
+        if not request.startswith(b"*"):
+            return next(iter(request.split(None, 1)), b"").decode(errors="replace").upper()
+        parts = request.split(b"\r\n", 5)
+        name = parts[2].decode(errors="replace").upper() if len(parts) > 2 else ""
+        return self._scripts.get(parts[4].decode(errors="replace"), name) if name == "EVALSHA" else name
 
     def _allowed(self, way: str, size: int) -> tuple[int, Fault | None]:
-        """Say how many of so many bytes may pass, and what stops the others."""
+        """Say how many of these bytes may pass, and what stops the others."""
         with self._lock:
             limit, fault = self._limits.get(way, (sys.maxsize, None))
             allowed = min(size, limit - self.passed[way])
@@ -276,7 +289,7 @@ class FaultProxy:
             return allowed, fault
 
     async def _pace(self, size: int) -> int:
-        """Wait as long as the link needs for some of so many bytes, and return for how many."""
+        """Wait as long as the link needs for some of these bytes, and return for how many."""
         while self._rate is not None:
             piece = max(1, int(self._rate / 100))
             self._rate_changed.clear()
@@ -364,7 +377,7 @@ class FaultProxy:
         try:
             await link.run()
         except (OSError, asyncio.CancelledError, _CallFailed):
-            pass  # one side is gone, or the proxy closes; so is the other, below
+            pass  # one side was closed, or the proxy closes; the other one is closed below
         finally:
             link.cut()
             self._links.discard(link)
@@ -437,7 +450,7 @@ class _Link:
 
     async def _request(self, message: bytes, writer: asyncio.StreamWriter) -> None:
         proxy = self._proxy
-        proxy.requests[_command(message)] += 1
+        proxy.requests[proxy._name(message)] += 1
         await self._send("upstream", proxy._matching("request", message, message), message, writer)
 
     async def _reply(self, message: bytes, writer: asyncio.StreamWriter) -> None:
@@ -446,7 +459,7 @@ class _Link:
             await self._send("downstream", [], message, writer)
             return
         request = self._unanswered.popleft() if self._unanswered else b""
-        proxy.replies[_command(request)] += 1
+        proxy.replies[proxy._name(request)] += 1
         if message.startswith((b"-", b"!")):
             proxy.errors.append(message.decode(errors="replace").strip())
         await self._send("downstream", proxy._matching("reply", request, message), message, writer)
@@ -483,11 +496,3 @@ class _Link:
                 fault.note()
                 self.cut()
                 return
-
-
-def _command(request: bytes) -> str:
-    """Return the name of a Redis command; of another protocol's request the first word."""
-    if request.startswith(b"*"):
-        parts = request.split(b"\r\n", 3)
-        return parts[2].decode(errors="replace").upper() if len(parts) > 2 else ""
-    return next(iter(request.split(None, 1)), b"").decode(errors="replace").upper()

@@ -29,14 +29,17 @@ def binaries() -> dict[str, str]:
 
 
 def free_port() -> int:
-    """Return a port nobody listens on."""
+    """Return a port on which nobody listens."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
 
 
 class Server:
-    """One server process. It keeps its port and its folder over a restart."""
+    """One server process. It keeps its port and its folder over a restart.
+
+    :param options: given at each start.
+    """
 
     def __init__(self, binary: str, folder: Path, *options: str) -> None:
         self.binary = binary
@@ -57,7 +60,7 @@ class Server:
 
     def client(self) -> redis.Redis:
         """Return a client of its own."""
-        return redis.Redis(port=self.port, host="127.0.0.1", socket_timeout=10)
+        return redis.Redis(port=self.port, host="127.0.0.1", socket_timeout=10, protocol=2)
 
     def start(self, *options: str) -> None:
         """Start it and wait until it answers."""
@@ -77,19 +80,24 @@ class Server:
         raise RuntimeError(f"{self.binary} did not start: {(self.folder / 'server.log').read_text()[-500:]}")
 
     def kill(self) -> None:
-        """End it with SIGKILL: what is not on disk is gone."""
+        """End it with SIGKILL: what is not on disk is lost."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def pause(self) -> None:
-        """Stop it in its tracks: connections are taken, nothing answers."""
+        """Stop it with SIGSTOP: connections are accepted, nothing answers."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
+    def restart(self, *options: str) -> None:
+        """Kill it and start it again."""
+        self.kill()
+        self.start(*options)
+
     def resume(self) -> None:
-        """Let it go on."""
+        """Let it continue."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 

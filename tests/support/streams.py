@@ -1,4 +1,4 @@
-"""Reading back what a sink holds."""
+"""Streams as their workers see them."""
 
 from __future__ import annotations
 
@@ -31,3 +31,36 @@ def tasks(server: Server, stream: str) -> list[dict[str, Any]]:
 def city_ids(server: Server, stream: str) -> list[int]:
     """Return the city of every task of a stream, in order."""
     return [task["city_id"] for task in tasks(server, stream)]
+
+
+def length(server: Server, stream: str) -> int:
+    """Return the length of a stream."""
+    with server.client() as client:
+        return int(client.xlen(stream))
+
+
+class Worker:
+    """Reads a stream as a member of a consumer group, which it creates."""
+
+    def __init__(self, server: Server, stream: str, group: str, start: str = "0") -> None:
+        self._client = server.client()
+        self._stream, self._group = stream, group
+        self._client.xgroup_create(stream, group, start, mkstream=True)
+        self.read: list[bytes] = []
+
+    def take(self, count: int, *, block: int | None = None) -> list[bytes]:
+        """Read up to ``count`` entries and return their ids; they stay unacknowledged."""
+        answer: Any = self._client.xreadgroup(self._group, "w", {self._stream: ">"}, count=count, block=block)
+        found = [entry for _, some in answer for entry in some]
+        self.read += [fields[b"data"] for _, fields in found]
+        return [entry_id for entry_id, _ in found]
+
+    def acknowledge(self, ids: list[bytes]) -> None:
+        """Acknowledge entries."""
+        if ids:
+            self._client.xack(self._stream, self._group, *ids)
+
+    def work(self, count: int) -> None:
+        """Read up to ``count`` entries and acknowledge them."""
+        if count:
+            self.acknowledge(self.take(count))
