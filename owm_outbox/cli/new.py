@@ -1,4 +1,4 @@
-"""``owm-outbox new``: writes a small, complete package with a plugin of one's own that passes its tests at once."""
+"""``owm-outbox new``: writes a small, complete package with a plugin that passes its tests at once."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = ["new"]
 
 _LONGEST = 30
 _SUMMARIES = {
-    "sink": "A sink for owm_outbox: one line a task in a file, each task once.",
-    "outbox": "An outbox for owm_outbox: tasks in one JSON file that is replaced whole by each write.",
+    "sink": "A sink for owm_outbox: one line per task in a file.",
+    "outbox": "An outbox for owm_outbox: tasks in a database, here an SQLite file.",
     "job": "A job for owm_outbox: numbered messages, page by page.",
 }
 _GROUPS = {"sink": "sinks", "outbox": "outboxes", "job": "jobs"}
@@ -29,8 +29,8 @@ _GROUPS = {"sink": "sinks", "outbox": "outboxes", "job": "jobs"}
 def new(ctx: click.Context, /, *, kind: str, name: str) -> None:
     """Write a package with a sink, an outbox or a job of your own into the folder NAME.
 
-    It is complete: setup.cfg with the entry point, one class, its contract test, README.md and tox.ini. Install it with
-    pip, and its tests pass; then make the class yours.
+    It is complete: setup.cfg with the entry point, one class, its tests, README.md and tox.ini. Install it with pip,
+    and its tests pass; then change the class into what you need.
     """
     if problem := _problem_with(kind, name):
         raise click.BadParameter(problem, ctx, param_hint="NAME")
@@ -39,7 +39,7 @@ def new(ctx: click.Context, /, *, kind: str, name: str) -> None:
         folder.mkdir()
     except FileExistsError:
         raise ConfigurationError(
-            f"{name} exists here already, and is left as it is: choose another name or folder"
+            f"{name} already exists here and was not changed: choose another name or folder"
         ) from None
     except OSError as error:
         raise ConfigurationError(f"cannot make the folder {folder.absolute()} ({error.strerror})") from error
@@ -50,31 +50,31 @@ def new(ctx: click.Context, /, *, kind: str, name: str) -> None:
     except OSError as error:
         import shutil
 
-        shutil.rmtree(folder, ignore_errors=True)  # ours, from a moment ago: half a package helps nobody
+        shutil.rmtree(folder, ignore_errors=True)  # made above: half a package is of no use
         raise ConfigurationError(f"cannot write into {folder.absolute()} ({error.strerror})") from error
     click.echo(f"wrote {name}/: now cd {name}, pip install -e '.[test]', pytest")
 
 
 def _problem_with(kind: str, name: str) -> str | None:
-    """Say why a plugin cannot have this name."""
+    """Return why a plugin cannot have this name, ``None`` if it can."""
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or len(name) > _LONGEST:
         return (
-            f"{name!r} is no name for a plugin: give up to {_LONGEST} small letters, digits and single hyphens, "
-            "a letter first, as in carrier-pigeon."
+            f"{name!r} cannot be the name of a plugin: use up to {_LONGEST} lowercase letters, digits and single "
+            "hyphens, starting with a letter, as in carrier-pigeon."
         )
     module = _module(name)
     if keyword.iskeyword(module) or module in sys.stdlib_module_names:
-        return f"{name!r} means something in Python: choose another name."
+        return f"{name!r} is a keyword or a standard module of Python: choose another name."
 
     import importlib.metadata
     import importlib.util
 
     group = f"owm_outbox.{_GROUPS[kind]}"
     if importlib.metadata.entry_points(group=group, name=name):
-        return f"{kind} {name!r} is installed already, see owm-outbox plugins: choose another name, or uninstall it."
+        return f"{kind} {name!r} is already installed (see owm-outbox plugins): choose another name, or uninstall it."
     installed = {_module(found.name.lower()) for found in importlib.metadata.distributions() if found.name}
     if module in installed or importlib.util.find_spec(module) is not None:
-        return f"a package {name!r} is installed already: choose another name, or uninstall it."
+        return f"a package {name!r} is already installed: choose another name, or uninstall it."
     return None
 
 
@@ -96,6 +96,10 @@ def _files(kind: str, name: str) -> dict[str, str]:
         "task": f"{stem}Task",
         "env": module.upper(),
         "group": _GROUPS[kind],
+        "modules": f"    {module}" if kind == "job" else f"    {module}\n    {module}_scratch",
+        "scratch": ""
+        if kind == "job"
+        else f"owm_outbox.scratch_{_GROUPS[kind]} =\n    {name} = {module}_scratch:scratch\n",
         "summary": _SUMMARIES[kind],
     }
     templates = {
@@ -108,7 +112,9 @@ def _files(kind: str, name: str) -> dict[str, str]:
         "tests/conftest.py": "shared/conftest.py",
         f"tests/test_{module}.py": f"{kind}/test.py",
     }
-    folder = files("owm_outbox") / "templates"
+    if kind != "job":
+        templates[f"{module}_scratch.py"] = f"{kind}/scratch.py"
+    folder = files("owm_outbox.cli") / "templates"
     return {
         path: Template((folder / f"{template}.in").read_text("utf-8")).substitute(values)
         for path, template in templates.items()
