@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from owm_outbox.demo import City, read_cities
+from owm_outbox.cli.weather import City, read_cities
 
 from support.commands import run, run_measured
 from support.servers import Server

@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from owm_outbox import RESUME_WITHIN, Outbox, OutboxError, OutboxRelay, RunReport
-from owm_outbox.demo import City
+from owm_outbox.cli.weather import City
 from owm_outbox.jobs.owm import OwmJob
 from owm_outbox_backends.jsonl import JsonLinesSink
 

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 
-from owm_outbox.demo import City, WeatherService
+from owm_outbox.cli.weather import City, WeatherService
 
 
 def made_up(count: int, *, first: int = 1) -> list[City]:
