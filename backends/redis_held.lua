@@ -1,10 +1,11 @@
 -- Shared by the scripts that follow it: what is held for an outbox, and whether the stream still bears it out.
 --
 -- KEYS[1]  the stream
--- KEYS[2]  a hash: outbox id -> "<last> <added> <trimmed> <floor> <run> <mark>"
+-- KEYS[2]  a hash: outbox id -> "<last> <digest> <added> <trimmed> <floor> <run> <mark>"
 -- ARGV[1]  outbox id
 --
 -- last     the id of the last entry of the batch that left the mark
+-- digest   of that entry's payload
 -- added    how many entries had ever been added to the stream by then; '-' on a server that does not count them
 --          (Redis 6.2)
 -- trimmed  how many entries, which nobody is known to have read, the batches of this outbox trimmed so far
@@ -29,6 +30,10 @@ local function is_before(a, b)
     return a1 < b1
 end
 
+local function digest(payload)
+    return string.sub(redis.sha1hex(payload), 1, 16)
+end
+
 local function by_name(flat)
     local found = {}
     for i = 1, #flat, 2 do
@@ -50,26 +55,32 @@ local function describe_stream()
     return by_name(reply)
 end
 
--- Returns the record as it is stored, in parts; nil for a value that nobody of ours wrote.
+local function nothing(trimmed)
+    return {last = '0-0', digest = '-', added = '-', trimmed = trimmed, floor = '0-0', run = '-', mark = ''}
+end
+
+-- Returns the record as it is stored, in parts; nil for a value that was not written by this script.
 local function parse(value)
     if value == '' or value == '0' then
-        return {last = '0-0', added = '-', trimmed = 0, floor = '0-0', run = '-', mark = ''}
+        return nothing(0)
     end
     if string.match(value, '^%d+$') then
-        return {added = '-', trimmed = 0, floor = '0-0', run = '-', mark = value}
+        return {trimmed = 0, floor = '0-0', run = '-', mark = value}
     end
-    local last, added, trimmed, floor, run, mark =
-        string.match(value, '^(%d+%-%d+) (%S+) (%d+) (%d+%-%d+) (%S+) (.*)$')
+    local last, digest, added, trimmed, floor, run, mark =
+        string.match(value, '^(%d+%-%d+) (%S+) (%S+) (%d+) (%d+%-%d+) (%S+) (.*)$')
     if not last then
         return nil
     end
-    return {last = last, added = added, trimmed = tonumber(trimmed), floor = floor, run = run, mark = mark}
+    return {
+        last = last, digest = digest, added = added, trimmed = tonumber(trimmed), floor = floor, run = run, mark = mark
+    }
 end
 
 local function compose(record)
     return string.format(
-        '%s %s %.0f %s %s %s',
-        record.last, record.added, record.trimmed, record.floor, record.run, record.mark
+        '%s %s %s %.0f %s %s %s',
+        record.last, record.digest, record.added, record.trimmed, record.floor, record.run, record.mark
     )
 end
 
@@ -85,19 +96,17 @@ local function bears_out(record, info)
     if is_before(info['last-generated-id'], record.last) then
         return false
     end
+    local entry = redis.call('XRANGE', stream, record.last, record.last)[1]
+    if entry then
+        return digest(entry[2][2]) == record.digest -- a new stream may give an id again, within the same millisecond
+    end
+    -- It was taken out. How many entries were, in all?
     local first, added, then_added = info['first-entry'], info['entries-added'], tonumber(record.added)
-    local counted = added and then_added
-    if counted and added < then_added then
-        return false
+    local others_left = first and is_before(first[1], record.last)
+    if added and then_added then
+        return added >= then_added and added - info['length'] >= (others_left and 1 or then_added)
     end
-    if first and not is_before(record.last, first[1]) then
-        return true
-    end
-    -- Nothing up to our last entry is left. Then as many entries as had been added by then must have been taken out.
-    if counted then
-        return added - info['length'] >= then_added
-    end
-    return not first and info['last-generated-id'] == record.last
+    return others_left or (not first and info['last-generated-id'] == record.last)
 end
 
 -- Returns the record, its mark '' if nothing is held (any more), the stream's description, and the value as stored.
@@ -106,7 +115,7 @@ local function held()
     local value = redis.call('HGET', marks, outbox) or ''
     local record, info = parse(value), describe_stream()
     if record and record.mark ~= '' and not bears_out(record, info) then
-        record = {last = '0-0', added = '-', trimmed = record.trimmed, floor = '0-0', run = '-', mark = ''}
+        record = nothing(record.trimmed)
         -- Forgotten at once: what the new stream tells could later look as if it had been ours. If this cannot be
         -- written now, neither can a batch.
         value = compose(record)

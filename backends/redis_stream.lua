@@ -147,6 +147,7 @@ for i = first, #ARGV do
 end
 local added = describe_stream()['entries-added']
 record.added = added and string.format('%.0f', added) or '-'
+record.digest = digest(ARGV[#ARGV])
 record.trimmed, record.mark = record.trimmed + unread, ARGV[3]
 redis.call('HSET', marks, outbox, compose(record))
 return {'taken', record.trimmed, unread}

@@ -74,8 +74,12 @@ class RedisStreamSink(Sink):
 
     It keeps a mark per outbox next to the stream, in the hash that `marks_key` names, with what tells whether the
     stream still is the one that took the batch. If it was deleted, evicted or made from scratch, the mark is not held
-    any more. Before Redis 7 a server does not count what it was given; there, a stream that others write to as well
-    and whose workers delete everything they read looks like a new one, and what is not cleared is sent again.
+    any more. Before Redis 7 a server does not count what was ever added to a stream. There, a stream that others write
+    to as well looks like a new one once everything up to our last entry was deleted or trimmed, and what the outbox
+    still has is sent again.
+
+    A user needs the rights to EVALSHA, SCRIPT LOAD, HGET, HSET, XADD, XINFO and XRANGE; at maxlen also to XTRIM and
+    XPENDING; to INFO and CONFIG GET, if it shall warn of eviction and know the limit of a payload.
 
     :param url: as redis-py takes it, without the options above.
     """
