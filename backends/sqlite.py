@@ -74,6 +74,7 @@ class SqliteOutbox(Outbox, DeadLetterStore):
         self.path = Path(path).absolute()
         self._now = now
         self._db = Database(self.path, timeout=timeout, shared=shared, create=create)
+        self._may_have_more = True  # delivered entries that a crash, or a closed run, left to be cleared
         self._begin_beyond_acknowledged()
 
     @classmethod
@@ -95,7 +96,6 @@ class SqliteOutbox(Outbox, DeadLetterStore):
     def lock(self) -> Iterator[None]:
         """Hold ``path.lock`` with flock: the kernel frees it when the process dies, however it dies."""
         with self._db.file.locked():
-            self._clear()  # what a crash left half cleared
             yield
 
     def start_run(self, job: str, *, resume_within: timedelta = RESUME_WITHIN) -> RunRecord:
@@ -120,8 +120,7 @@ class SqliteOutbox(Outbox, DeadLetterStore):
                     (_KEPT_RUNS,),
                 )
             row = conn.execute(f"SELECT {RUN_COLUMNS} FROM outbox_runs WHERE number = ?", (number,)).fetchone()  # noqa: S608 - ours
-        if not resumed:
-            self._clear()
+        self._may_have_more = True  # of a run that was closed; not cleared before the sink's word is known
         return dataclasses.replace(record(row), resumed=resumed)
 
     def _close_runs(self, conn: sqlite3.Connection, job: str, now: float, resume_within: timedelta) -> int | None:
@@ -225,7 +224,8 @@ class SqliteOutbox(Outbox, DeadLetterStore):
             before = acknowledged(conn)
             conn.execute("UPDATE outbox_state SET value = ? WHERE name = 'acknowledged'", (mark.encode(),))
         if mark.position > before.position:
-            self._clear(before.position)
+            self._clear(0 if self._may_have_more else before.position)
+            self._may_have_more = False
 
     def reject(self, reasons: Mapping[int, str]) -> None:
         """Turn entries into dead letters, where they are."""

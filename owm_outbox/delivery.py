@@ -124,8 +124,8 @@ class Delivery:
                     self._resync(self._pause)
                     if self._send_batches(self._pause):
                         gives_up, delay = self._clock() + self._wait_for_room, 0.05
-                    self.acknowledge()
-                    # The sink may have lost something since its last answer; only now is its word final.
+                    # The sink may have lost something since its last answer; only now is its word final, and only then
+                    # may the outbox clear anything.
                     if not self._marks or self._ask(self._pause) == self._held:
                         return
                     self._in_step = False
@@ -184,8 +184,6 @@ class Delivery:
                 unacknowledged = 0
             self._notify_delivered(batch)
             self._stop.check()
-        if not full_batches_only:
-            self.acknowledge()
         return taken
 
     def _count(self, entries: Sequence[Entry]) -> None:
@@ -254,43 +252,46 @@ class Delivery:
                 f"{type(self._sink).__name__} contradicts itself: it refused a batch that follows the mark "
                 f"{str(batch.after)!r}, and says that it holds {str(held)!r}"
             )
-        self.acknowledge()  # so that what was counted already is not counted again
         self._agree(held)
 
     def _agree(self, held: Mark) -> None:
-        """Make the outbox and this delivery agree with the mark that the sink holds."""
-        before = self._acknowledged
-        match standing(held, before, self._leases, self._entry_at):
+        """Make the outbox and this delivery agree with the mark that the sink holds.
+
+        Nothing is acknowledged before that: the sink may have lost what it took last, and an outbox clears what is
+        acknowledged.
+        """
+        known = self._held
+        match standing(held, known, self._leases, self._entry_at):
             case Standing.SAME:
-                pass
+                self._held = held
+                return
             case Standing.AHEAD:
                 log.info("the sink already holds entries up to position %d", held.position)
                 self._count_up_to(held.position)
-                self._outbox.acknowledge(held)
-                self._acknowledged = held
             case Standing.BEHIND:
-                self._outbox.acknowledge(held)
-                self._acknowledged = held
-                log.warning(
-                    "the sink holds position %d, but had held %d: it lost writes or is another one; "
-                    "sending again what is still in the outbox, %d entries",
-                    held.position,
-                    before.position,
-                    self._outbox.stats().pending,
-                )
                 self._losses += 1
-                if self._losses > _MAX_LOSSES:
-                    self._losses = 0
-                    raise SinkUnavailable(
-                        f"{type(self._sink).__name__} lost what it had taken {_MAX_LOSSES + 1} times in a row: does "
-                        "it evict keys, or does another program delete them?"
-                    )
             case Standing.FOREIGN:
                 self._fork(held)
                 return
-        self._high_water = max(self._high_water, before.position, held.position)
-        self._cursor = self._acknowledged.position
-        self._held = held
+        if held != self._acknowledged:
+            self._outbox.acknowledge(held)
+            self._acknowledged = held
+        self._held, self._cursor = held, held.position
+        self._high_water = max(self._high_water, known.position, held.position)
+        if held.position < known.position:
+            log.warning(
+                "the sink holds position %d, but had held %d: it lost writes or is another one; "
+                "sending again what is still in the outbox, %d entries",
+                held.position,
+                known.position,
+                self._outbox.stats().pending,
+            )
+        if self._losses > _MAX_LOSSES:
+            self._losses = 0
+            raise SinkUnavailable(
+                f"{type(self._sink).__name__} lost what it had taken {_MAX_LOSSES + 1} times in a row: does it evict "
+                "keys, or does another program delete them?"
+            )
 
     def _fork(self, held: Mark) -> None:
         """Begin a history of its own: what the sink holds under the old id is not this outbox's progress."""
@@ -317,7 +318,7 @@ class Delivery:
         return found[0] if found and found[0].position == position else None
 
     def _count_up_to(self, position: int) -> None:
-        at = self._acknowledged.position
+        at = self._cursor
         while entries := self._outbox.read(at, self._batch_size):
             held = [entry for entry in entries if entry.position <= position]
             if held:

@@ -116,8 +116,9 @@ class Outbox(ABC):
         """Return the job's open run if `may_resume` says so, else a new one.
 
         ``resume_within`` is stored with a new run. Every open run, of any job, that is older than its own
-        ``resume_within`` is closed as incomplete: what it left pending stays pending, what of it is acknowledged may
-        be cleared. So is this job's open run if it is not resumed. A closed run is never returned again.
+        ``resume_within`` is closed as incomplete: what it left pending stays pending, what of it is acknowledged is
+        cleared with a later ``acknowledge``. So is this job's open run if it is not resumed. A closed run is never
+        returned again.
         """
 
     @abstractmethod

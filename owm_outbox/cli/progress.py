@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
+from owm_outbox.cli.outcome import count
 from owm_outbox.job import Page
 from owm_outbox.observer import Observer
 from owm_outbox.run import Run, RunReport
@@ -112,10 +113,10 @@ class ProgressLog(Observer):
     def run_finished(self, report: RunReport) -> None:
         """Log how the run ended."""
         log.info(
-            "run %s %s: %d tasks, %d delivered, %d rejected, %d waiting, %.1f s",
+            "run %s is %s: %s, %d delivered, %d rejected, %d waiting, %.1f s",
             report.run_id,
             "complete" if report.complete else "incomplete",
-            report.extracted,
+            count(report.extracted, "task"),
             report.delivered,
             report.rejected,
             report.pending,

@@ -1,173 +1,124 @@
-"""A circuit breaker whose state outlives the process: a cron job is gone long before it may close again."""
+"""A circuit breaker whose state outlives the process: a cron job has ended long before it may close again."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import msgspec
 import pybreaker
 
-from owm_outbox.errors import ApiUnavailable
-from owm_outbox.job import Notes
+from owm_outbox.errors import SourceUnavailable
+from owm_outbox.run import StateStore
+from owm_outbox.url import redacted
 
-__all__ = ["Breaker", "NotesStorage"]
+__all__ = ["Breaker", "state_name"]
 
 
 class _State(msgspec.Struct, omit_defaults=True):
     state: str = pybreaker.STATE_CLOSED
     failures: list[float] = []  # when, in seconds since the epoch
-    successes: int = 0
-    opened_at: float | None = None
+    opened_at: float = 0.0
     reason: str = ""
 
 
-class NotesStorage(pybreaker.CircuitBreakerStorage):
-    """pybreaker's state as a note in the outbox.
+def state_name(url: str, token: str | None) -> str:
+    """Return the name of the stored state: one per address and what identifies the client there, which it hides.
 
-    :param forget: seconds after which failures count no more: those of last night say nothing about now.
-    :param now: seconds since the epoch.
+    A new token is the way to fix a wrong one, so it starts with a closed breaker.
     """
-
-    def __init__(self, notes: Notes, name: str, *, forget: float, now: Callable[[], float] = time.time) -> None:
-        super().__init__(name)
-        self._notes = notes
-        self._forget = forget
-        self._now = now
-        saved = notes.get(name)
-        try:
-            self._saved = msgspec.json.decode(saved, type=_State) if saved else _State()
-        except msgspec.MsgspecError:  # of another version: the count begins anew
-            self._saved = _State()
-
-    def _save(self) -> None:
-        self._notes.set(self.name, msgspec.json.encode(self._saved))
-
-    @property
-    def state(self) -> str:
-        """``closed``, ``open`` or ``half-open``."""
-        return self._saved.state
-
-    @state.setter
-    def state(self, state: str) -> None:
-        if state != self._saved.state:
-            self._saved.state = state
-            self._save()
-
-    @property
-    def reason(self) -> str:
-        """What the last failure said; saved with its count."""
-        return self._saved.reason
-
-    @reason.setter
-    def reason(self, reason: str) -> None:
-        self._saved.reason = reason
-
-    @property
-    def counter(self) -> int:
-        """Failures in a row that are not too old to count."""
-        return len(self._recent())
-
-    def _recent(self) -> list[float]:
-        oldest = self._now() - self._forget
-        return [at for at in self._saved.failures if at >= oldest]
-
-    def increment_counter(self) -> None:
-        """Count one more failure."""
-        self._saved.failures = [*self._recent(), self._now()]
-        self._save()
-
-    def reset_counter(self) -> None:
-        """Forget the failures; writes only if there are any, since each success calls this."""
-        if self._saved.failures:
-            self._saved.failures = []
-            self._save()
-
-    @property
-    def success_counter(self) -> int:
-        """Successes in a row while half open."""
-        return self._saved.successes
-
-    def increment_success_counter(self) -> None:
-        """Count one more success."""
-        self._saved.successes += 1
-
-    def reset_success_counter(self) -> None:
-        """Forget the successes."""
-        self._saved.successes = 0
-
-    @property
-    def opened_at(self) -> datetime | None:
-        """When the breaker opened last."""
-        at = self._saved.opened_at
-        return None if at is None else datetime.fromtimestamp(at, UTC)
-
-    @opened_at.setter
-    def opened_at(self, moment: datetime) -> None:
-        self._saved.opened_at = moment.timestamp()
+    shown = redacted(url)
+    if token is None and shown == url:
+        return f"breaker:{shown}"
+    return f"breaker:{shown}#{hashlib.sha256(f'{url} {token}'.encode()).hexdigest()[:8]}"
 
 
 class Breaker:
-    """Keeps requests back from an API that has failed too often in a row.
+    """Keeps requests back from an API that has failed too often in a row. Safe to use from several threads.
 
+    pybreaker decides on each outcome; its state is read and written around that. A time in the future, by a clock
+    that was wrong, is ignored.
+
+    :param url: of the API; a password in it is not shown.
     :param fail_max: failed requests in a row that open it.
     :param open_for: seconds until one request is let through as a trial; failures older than that count no more.
+    :param now: seconds since the epoch.
     """
 
-    def __init__(self, notes: Notes, name: str, *, fail_max: int, open_for: float) -> None:
-        self._name = name
-        self._fail_max = fail_max
-        self._open_for = open_for
+    def __init__(
+        self,
+        store: StateStore,
+        url: str,
+        token: str | None = None,
+        *,
+        fail_max: int,
+        open_for: float,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._store, self._name, self._url = store, state_name(url, token), redacted(url)
+        self._fail_max, self._open_for, self._now = fail_max, open_for, now
         self._lock = threading.Lock()
         self._closed = False
-        self._storage = NotesStorage(notes, f"breaker:{name}", forget=open_for)
-        self._breaker = pybreaker.CircuitBreaker(
-            fail_max=fail_max,
-            reset_timeout=open_for,
-            state_storage=self._storage,
-            throw_new_error_on_trip=False,
-        )
+        self._saved = _State()
+        with contextlib.suppress(msgspec.MsgspecError):  # of another version: the count starts from zero
+            self._saved = msgspec.json.decode(store.get(self._name) or b"{}", type=_State)
 
     def check(self) -> None:
         """Raise unless a request may be sent.
 
-        :raises ApiUnavailable: the breaker is open; the message says until when.
+        :raises SourceUnavailable: the breaker is open; the message says until when.
         """
-        is_open = self._storage.state == pybreaker.STATE_OPEN  # first: it is set last
-        opened_at = self._storage.opened_at
-        if not is_open or opened_at is None:
-            return
-        reason = f" ({self._storage.reason})" if self._storage.reason else ""
-        closes = opened_at + timedelta(seconds=self._open_for)
-        if datetime.now(UTC) < closes:
-            raise ApiUnavailable(
-                f"{self._name} failed {self._fail_max} requests in a row{reason}: the circuit breaker "
-                f"is open, and nothing is sent until {closes:%Y-%m-%d %H:%M:%S} UTC; call again then"
+        saved = self._saved
+        if self._is_open(saved):
+            reason = f" ({saved.reason})" if saved.reason else ""
+            closes = datetime.fromtimestamp(saved.opened_at + self._open_for, UTC)
+            raise SourceUnavailable(
+                f"{self._url} failed {self._fail_max} requests in a row{reason}: the circuit breaker is open, and "
+                f"nothing is sent until {closes:%Y-%m-%d %H:%M:%S} UTC; run again then"
             )
 
     def count(self, *, failed: bool, reason: str = "") -> None:
-        """Count the outcome of one request, which was made outside of pybreaker's lock. Safe from any thread.
+        """Count the outcome of one request, unless it was sent before the breaker opened.
 
         :param reason: of a failure, for the message of an open breaker.
         """
-
-        def outcome() -> None:
-            if failed:
-                self._storage.reason = reason
-                raise _RequestFailed
-
-        with self._lock, contextlib.suppress(_RequestFailed, pybreaker.CircuitBreakerError):
-            if not self._closed:
-                self._breaker.call(outcome)
+        with self._lock:
+            saved = self._saved
+            if self._closed or self._is_open(saved) or (not failed and saved == _State()):
+                return
+            now = self._now()
+            recent = [at for at in saved.failures if now - self._open_for <= at <= now]
+            was_open = saved.state != pybreaker.STATE_CLOSED
+            memory = pybreaker.CircuitMemoryStorage(pybreaker.STATE_HALF_OPEN if was_open else saved.state)
+            for _ in recent:
+                memory.increment_counter()
+            breaker = pybreaker.CircuitBreaker(self._fail_max, state_storage=memory, throw_new_error_on_trip=False)
+            with contextlib.suppress(_RequestFailed):
+                breaker.call(_outcome, failed)
+            if not failed:
+                self._saved = _State()
+            else:
+                opened_at = now if memory.state == pybreaker.STATE_OPEN else 0.0
+                self._saved = _State(memory.state, [*recent, now], opened_at, reason)
+            self._store.set(self._name, msgspec.json.encode(self._saved))
 
     def close(self) -> None:
-        """Count no more: the outbox may soon be somebody else's, and what is still under way is of no use to it."""
+        """Count no more: the outbox may soon be another run's, and what is still under way means nothing to it."""
         with self._lock:
             self._closed = True
+
+    def _is_open(self, saved: _State) -> bool:
+        return saved.state == pybreaker.STATE_OPEN and saved.opened_at <= self._now() < saved.opened_at + self._open_for
 
 
 class _RequestFailed(Exception):
     """What pybreaker is shown."""
+
+
+def _outcome(failed: bool) -> None:
+    if failed:
+        raise _RequestFailed

@@ -1,4 +1,4 @@
-"""What a job that pages an HTTP API is made of; apart from `PagedApi`, because ``--help`` need not import requests."""
+"""The options of a job that pages an HTTP API, and one page of it as the job hands it over."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 from msgspec import Meta
 
 from owm_outbox.job import JobOptions, Secret
-from owm_outbox.task import Rejected
+from owm_outbox.task import InvalidRecord
 
-__all__ = ["Answer", "ApiUrl", "PagedApiOptions"]
+__all__ = ["ApiPage", "ApiUrl", "PagedApiOptions"]
 
 Token = Annotated[Secret, Meta(pattern=r"^[\x20-\x7e]+\Z")]  # what an HTTP header can carry
 
@@ -27,13 +27,13 @@ class PagedApiOptions(JobOptions, frozen=True):
     """Where the API is and how to read it. A job gives ``api_url`` its default, and may add options of its own."""
 
     api_url: ApiUrl
-    api_limit: Annotated[int, Meta(ge=1, le=100_000, description="Records a page to ask for")] = 100
+    api_limit: Annotated[int, Meta(ge=1, le=100_000, description="Records per page to ask for")] = 100
     api_token: Annotated[Token | None, Meta(description="Sent as bearer token")] = None
     concurrency: Annotated[int, Meta(ge=1, le=64, description="Requests at once, at most")] = 4
     first_page: Annotated[int, Meta(ge=0, description="Number of the API's first page")] = 0
-    look_twice: Annotated[
+    second_pass: Annotated[
         bool,
-        Meta(description="Go through all pages once more, also where the total says that none slipped past"),
+        Meta(description="Read all pages twice, to find a record that moved to another page during the first pass"),
     ] = False
     retry_wait: Annotated[
         float, Meta(gt=0, le=30, description="Seconds before a request's second attempt; doubles up to 30")
@@ -48,21 +48,20 @@ class PagedApiOptions(JobOptions, frozen=True):
         except ValueError:
             host = None
         if not host:
-            raise ValueError("api_url is no address: write it as http://host:port")
+            raise ValueError("api_url is not an address: write it as http://host:port")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer(Generic[R]):
+class ApiPage(Generic[R]):
     """One page of an API, read and checked.
 
-    :param records: those that are to become tasks, in the order of the page.
-    :param rejected: records that are no valid task.
-    :param total: how many records the API says it has on all pages; ``None`` if it does not say: an empty page then
-        ends it.
-    :param limit: how many records a page the API really gives, if it says so.
+    :param records: those that become tasks, in the order of the page.
+    :param invalid: records that are not valid tasks.
+    :param total: how many records the API says it has on all pages; ``None`` if it does not say.
+    :param limit: how many records per page the API really gives, if it says so.
     """
 
     records: Sequence[R]
-    rejected: Sequence[Rejected] = ()
+    invalid: Sequence[InvalidRecord] = ()
     total: int | None = None
     limit: int | None = None

@@ -89,7 +89,7 @@ class OutboxKeys(OutboxFixtures):
         run = outbox.start_run(JOB).id
         for key in (0, -1, 2**70, "0", ""):
             for attempt in range(2):
-                store(outbox, run, invalid=(InvalidRecord(b'{"attempt": %d}' % attempt, "no", key),))
+                store(outbox, run, invalid=(InvalidRecord(f"{key!r} {attempt}".encode(), "no", key),))
         known = run_of(outbox, run)
         assert (known.rejected, known.duplicates) == (5, 5)
         assert outbox.stats().dead == 5

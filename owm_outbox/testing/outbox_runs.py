@@ -142,10 +142,10 @@ class OutboxRuns(OutboxFixtures):
             (second.id, JOB, "open", 1, 1),
             (first.id, JOB, "complete", 2, 0),
         ]
+        assert all(known.started_at.tzinfo is not None for known in runs)
         assert runs[0].finished_at is None
         assert runs[1].finished_at is not None
         assert runs[1].finished_at >= runs[1].started_at
-        assert all(known.started_at.tzinfo is not None for known in runs)
         assert all(known.progressed_at >= known.started_at for known in runs)
 
     def test_ten_runs_are_told_at_most(self, outbox: Outbox) -> None:

@@ -112,8 +112,8 @@ def test_killed_at_every_call(
     sweep = Sweep(forge, strict_server, stream, tmp_path, "calls")
     reached = {boundary.split()[1] for boundary in sweep.boundaries}
     assert reached == {
-        *("__init__", "start_run", "append", "acknowledge", "reject", "finish_run"),
-        *("position", "send"),
+        *("__init__", "start_run", "store", "acknowledge", "reject", "finish_run"),
+        *("mark", "send"),
     }
     for number in range(1, len(sweep.boundaries) + 1):
         sweep.die(number, times=2)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from owm_outbox import URL, Job, OutboxRelay, Page, Rejected, Run, RunSummary
+from owm_outbox import URL, InvalidRecord, Job, OutboxRelay, OwmOutboxError, Page, Run, RunRecord
 from owm_outbox_backends.redis_stream import RedisStreamSink
 from owm_outbox_backends.sqlite import SqliteOutbox
 
@@ -68,16 +68,20 @@ class Forge:
         self._process.wait(30)
 
     def produce(self, *args: str, kill_after: float | None = None) -> Ending:
-        """Run ``owm-producer`` with these arguments, and kill it after so many seconds."""
+        """Run ``owm-producer`` with these arguments, and kill it after this many seconds."""
         return self._order(kind="produce", args=args, kill_after=kill_after)
 
     def sweep(self, path: Path, sink_url: str, *, level: str, die_at: int | None = None) -> Ending:
         """Run the small job of the sweep, which kills itself at the boundary of this number, counted from 1.
 
-        :param level: ``calls`` of outbox and sink, SQL ``statements`` that are no mere reading, or ``ticks`` of
+        :param level: ``calls`` of outbox and sink, SQL ``statements`` that do more than read, or ``ticks`` of
             SQLite's virtual machine, which come within statements too.
         """
         return self._order(kind="sweep", path=str(path), sink_url=sink_url, level=level, die_at=die_at)
+
+    def relay(self, path: Path, sink_url: str, *, keys: list[int] | None, die_at: int) -> Ending:
+        """Run the model's job with these keys, or drain without any, and die at the boundary of this number."""
+        return self._order(kind="relay", path=str(path), sink_url=sink_url, keys=keys, die_at=die_at)
 
     def _order(self, **order: Any) -> Ending:
         assert self._process.stdin is not None
@@ -97,7 +101,7 @@ class Forge:
 
 @contextlib.contextmanager
 def looking_at(path: Path) -> Iterator[SqliteOutbox | None]:
-    """Open a copy of what a death left on disk, so that nobody but the next call mends the original; ``None``: nothing.
+    """Open a copy of what a death left on disk, so that only the next run repairs the original; ``None``: nothing.
 
     The copy is checked for integrity.
     """
@@ -116,7 +120,7 @@ def looking_at(path: Path) -> Iterator[SqliteOutbox | None]:
         yield outbox
 
 
-def newest_run(path: Path) -> RunSummary | None:
+def newest_run(path: Path) -> RunRecord | None:
     """Return the newest run in an outbox; ``None`` if there is none yet."""
     with looking_at(path) as outbox:
         return None if outbox is None else next(iter(outbox.stats().runs), None)
@@ -135,7 +139,7 @@ class SweepTask:
 
 
 class SweepJob(Job[SweepTask]):
-    """Has several pages; with a task that comes twice, a record that is none, and a task that no server takes."""
+    """Has several pages, with a task that is listed twice, an invalid record, and a task that no server takes."""
 
     name = "sweep"
     pages_in_all, page_size = 5, 40
@@ -153,7 +157,7 @@ class SweepJob(Job[SweepTask]):
             yield Page(
                 [SweepTask(run.task_id(city), city, "x" * (2**20 if city == self.huge else 100)) for city in cities],
                 checkpoint=str(number + 1).encode(),
-                rejected=[Rejected(b"{}", "no city at all", key=self.bad)] if number == 2 else (),
+                invalid=[InvalidRecord(b"{}", "not a city at all", key=self.bad)] if number == 2 else (),
                 expected=self.pages_in_all * self.page_size + 1,
             )
 
@@ -197,15 +201,35 @@ def _around(cls: Any, names: list[str], boundaries: _Boundaries) -> Any:
     return type(cls.__name__, (cls,), {name: wrap(name) for name in names})
 
 
+_OUTBOX_CALLS = ["__init__", "start_run", "store", "acknowledge", "reject", "finish_run"]
+_SINK_CALLS = ["send", "mark"]
+
+
+def _relay(order: dict[str, Any]) -> int:
+    from support.model import ModelJob
+
+    boundaries = _Boundaries(order["die_at"])
+    outbox_class = _around(SqliteOutbox, _OUTBOX_CALLS, boundaries)
+    sink_class = _around(RedisStreamSink, _SINK_CALLS, boundaries)
+    with sink_class.from_url(URL(order["sink_url"])) as sink, outbox_class(order["path"]) as outbox:
+        relay = OutboxRelay(outbox, sink, batch_size=4, wait_for_room=0)
+        try:
+            if order["keys"] is None:
+                relay.drain()
+            else:
+                relay.run(ModelJob(order["keys"]))
+        except OwmOutboxError as error:
+            return error.exit_code
+    return 0
+
+
 def _sweep(order: dict[str, Any]) -> int:
     boundaries = _Boundaries(order["die_at"])
     outbox_class: Any = SqliteOutbox
     sink_class: Any = RedisStreamSink
     if order["level"] == "calls":
-        outbox_class = _around(
-            SqliteOutbox, ["__init__", "start_run", "append", "acknowledge", "reject", "finish_run"], boundaries
-        )
-        sink_class = _around(RedisStreamSink, ["send", "position"], boundaries)
+        outbox_class = _around(SqliteOutbox, _OUTBOX_CALLS, boundaries)
+        sink_class = _around(RedisStreamSink, _SINK_CALLS, boundaries)
     else:
         connect: Any = sqlite3.connect
         watched = _around(sqlite3.Connection, ["execute", "executemany"], boundaries)
@@ -238,9 +262,10 @@ def _serve() -> None:
 
     import owm_outbox.cli.run
     import owm_outbox.jobs.owm
-    import owm_outbox.paging
+    import owm_outbox.paging.api
     import owm_outbox.plugins  # noqa: F401
 
+    sys.path.insert(0, str(Path(__file__).parent.parent))
     for line in sys.stdin:
         order = json.loads(line)
         ended, held_by_child = os.pipe()
@@ -272,6 +297,8 @@ def _be_child(order: dict[str, Any]) -> None:
             os.dup2(log, fd)
         if order["kind"] == "sweep":
             code = _sweep(order)
+        elif order["kind"] == "relay":
+            code = _relay(order)
         else:
             from owm_outbox.cli import producer
 
