@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -18,23 +17,9 @@ from owm_outbox_backends.redis_stream import RedisStreamSink
 from owm_outbox_backends.scratch import full_disk
 from owm_outbox_backends.sqlite import SqliteOutbox
 
+from support.contract_kit.outboxes import Clock, busy
 from support.servers import Server
 from support.streams import entries
-
-
-class Clock:
-    """The time, which can be turned forward and back."""
-
-    def __init__(self) -> None:
-        self.offset = timedelta(0)
-
-    def now(self) -> datetime:
-        """Return the time that it shows."""
-        return datetime(2026, 1, 1, tzinfo=UTC) + self.offset
-
-    def turn(self, by: timedelta) -> None:
-        """Turn it by this much."""
-        self.offset += by
 
 
 class TestSqliteOutbox(OutboxContract):
@@ -60,14 +45,7 @@ class TestSqliteOutbox(OutboxContract):
     @pytest.fixture
     def interrupt(self, tmp_path: Path) -> Callable[[], AbstractContextManager[object]]:
         """Have another program write to the file all the time."""
-
-        @contextmanager
-        def busy() -> Iterator[None]:
-            with closing(sqlite3.connect(tmp_path / "tasks.db", isolation_level=None)) as connection:
-                connection.execute("BEGIN IMMEDIATE")
-                yield
-
-        return busy
+        return lambda: busy(tmp_path / "tasks.db")
 
 
 class TestSqliteOutboxOnAFullDisk(OutboxContract):

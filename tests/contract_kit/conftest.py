@@ -1,0 +1,52 @@
+"""Runs the contract kits of all broken and honest backends once, in a pytest of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from support.contract_kit import kits
+from support.contract_kit.registry import CAUGHT_BY
+
+Outcome = tuple[str, str]
+"""passed, failed, error or skipped, and why."""
+
+Outcomes = dict[str, dict[str, Outcome]]
+"""The outcome of each test, by kit and name."""
+
+
+@pytest.fixture(scope="session")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
+    """Run the honest kits whole, and of each broken one the test that must catch it."""
+    wanted = [*kits.WHOLE, *(f"Kit{backend.__name__}::{test}" for backend, test in CAUGHT_BY.items())]
+    folder = tmp_path_factory.mktemp("kit")
+    tests = Path(__file__).parent.parent
+    (folder / "pytest.ini").write_text(f"[pytest]\npython_classes = Kit\npythonpath = {tests}\n")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "--tb=line", "-p", "no:cacheprovider", "--noconftest"),
+            *("-c", str(folder / "pytest.ini"), "--rootdir", str(folder), "--basetemp", str(folder / "tmp")),
+            *("--import-mode", "importlib", "--junitxml", str(folder / "outcomes.xml")),
+            *(f"{kits.__file__}::{one}" for one in wanted),
+        ],
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=110,
+    )
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout[-2000:] + done.stderr
+    found: Outcomes = {kit: {} for kit in (*kits.WHOLE, *kits.BROKEN)}
+    for case in ET.parse(folder / "outcomes.xml").iter("testcase"):  # noqa: S314 - written by our own pytest
+        kit = case.attrib["classname"].rpartition(".")[2]
+        verdict: Outcome = ("passed", "")
+        for child in case:
+            if child.tag in ("failure", "error", "skipped"):
+                verdict = (child.tag.replace("failure", "failed"), child.attrib["message"])
+        found[kit][case.attrib["name"]] = verdict
+    return found

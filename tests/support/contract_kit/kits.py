@@ -1,0 +1,169 @@
+"""The contracts on all of these backends, for a pytest of its own: ``Kit…`` per honest base and per broken backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from owm_outbox import Outbox, Sink
+from owm_outbox.testing import Capabilities, Destination, OutboxContract, SinkContract
+from owm_outbox_backends.memory import MemoryOutbox
+
+from support.contract_kit import (  # noqa: F401 - each registers its broken backends
+    broken_batches,
+    broken_entries,
+    broken_keys,
+    broken_letters,
+    broken_marks,
+    broken_refusals,
+    broken_runs,
+    broken_sharing,
+    broken_together,
+)
+from support.contract_kit.ledger import LedgerSink, ledger_payloads, lose_ledger
+from support.contract_kit.outboxes import Clock, HastySqliteOutbox, busy
+from support.contract_kit.registry import CAUGHT_BY
+from support.contract_kit.shelf import POISON, HonestSink, Shelf
+
+__all__ = ["BROKEN", "HONEST", "WHOLE", "kit_of"]
+
+
+class KitShelfContract(SinkContract):
+    """The contract of a sink on a shelf: in memory."""
+
+    capabilities = Capabilities(durable=False, bounded=True, rejects=True, interruptible=True, remote=True)
+    backend: type[HonestSink] = HonestSink
+
+    @pytest.fixture
+    def shelf(self) -> Shelf:
+        """Give an empty shelf."""
+        return Shelf()
+
+    @pytest.fixture
+    def destination(self, shelf: Shelf) -> Destination:
+        """Deliver to the shelf."""
+
+        def fill() -> None:
+            shelf.payloads += [b"{}"] * 10
+            shelf.capacity = len(shelf.payloads) + 20
+
+        return Destination(
+            open=lambda: self.backend(shelf),
+            payloads=lambda: shelf.payloads,
+            fill=fill,
+            poison=POISON,
+            interrupt=shelf.breaking,
+            unreachable=lambda: self.backend(Shelf(reachable=False)),
+        )
+
+
+class KitLedgerContract(SinkContract):
+    """The contract of a sink in a database."""
+
+    capabilities = Capabilities(remote=True, notices_loss=True)
+    backend: type[LedgerSink] = LedgerSink
+
+    @pytest.fixture
+    def destination(self, tmp_path: Path) -> Destination:
+        """Deliver to the database."""
+        path = tmp_path / "ledger.db"
+
+        def unreachable() -> Sink:
+            return self.backend(tmp_path / "unmounted" / "ledger.db")
+
+        return Destination(
+            open=lambda: self.backend(path),
+            payloads=lambda: ledger_payloads(path),
+            unreachable=unreachable,
+            lose=lambda: lose_ledger(path),
+        )
+
+
+class _WithAClock(OutboxContract):
+    """An outbox whose clock can be set."""
+
+    @pytest.fixture
+    def clock(self) -> Clock:
+        """Give the clock that the outbox goes by."""
+        return Clock()
+
+    @pytest.fixture
+    def turn_clock(self, clock: Clock) -> Callable[[timedelta], None]:
+        """Turn it."""
+        return clock.turn
+
+
+class KitSqliteContract(_WithAClock):
+    """The contract of an outbox in a file."""
+
+    capabilities = Capabilities(interruptible=True, settable_clock=True)
+    backend: type[HastySqliteOutbox] = HastySqliteOutbox
+
+    @pytest.fixture
+    def open_outbox(self, tmp_path: Path, clock: Clock) -> Callable[[], Outbox]:
+        """Open the same file each time."""
+        return lambda: self.backend(tmp_path / "tasks.db", clock.now)
+
+    @pytest.fixture
+    def interrupt(self, tmp_path: Path) -> Callable[[], AbstractContextManager[object]]:
+        """Have another program write to the file all the time."""
+        return lambda: busy(tmp_path / "tasks.db")
+
+
+class KitMemoryContract(_WithAClock):
+    """The contract of an outbox in memory."""
+
+    capabilities = Capabilities(durable=False, settable_clock=True)
+    backend: type[MemoryOutbox] = MemoryOutbox
+
+    @pytest.fixture
+    def open_outbox(self, clock: Clock) -> Callable[[], Outbox]:
+        """Give the same object each time."""
+        outbox = self.backend(now=clock.now)
+        return lambda: outbox
+
+
+class KitWithoutDestination(SinkContract):
+    """A subclass whose author forgot the fixture."""
+
+
+class KitWithoutOutbox(OutboxContract):
+    """A subclass whose author forgot the fixture."""
+
+
+class KitOfLittle(KitShelfContract):
+    """A sink that says it can do nothing special."""
+
+    capabilities = Capabilities(durable=False, holds_mark=False)
+
+
+class KitOfEmptyPromises(KitLedgerContract):
+    """A sink that says it can do what its destination has nothing for."""
+
+    capabilities = Capabilities(bounded=True, rejects=True, interruptible=True)
+
+
+HONEST: list[Any] = [KitShelfContract, KitLedgerContract, KitSqliteContract, KitMemoryContract]
+
+
+def kit_of(backend: type) -> type:
+    """Return the honest kit for what a broken backend is made of."""
+    kit: type = next(kit for kit in HONEST if issubclass(backend, kit.backend))
+    return kit
+
+
+WHOLE = {
+    kit.__name__: kit for kit in (*HONEST, KitWithoutDestination, KitWithoutOutbox, KitOfLittle, KitOfEmptyPromises)
+}
+BROKEN = {
+    f"Kit{backend.__name__}": type(
+        f"Kit{backend.__name__}", (kit_of(backend),), {"backend": backend, "__module__": __name__}
+    )
+    for backend in CAUGHT_BY
+}
+globals().update(BROKEN)  # for pytest to collect

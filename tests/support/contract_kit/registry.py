@@ -1,0 +1,23 @@
+"""Which test of a contract must fail with which broken backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+__all__ = ["CAUGHT_BY", "caught_by"]
+
+C = TypeVar("C", bound=type)
+
+CAUGHT_BY: dict[type, str] = {}
+"""The contract's test that must fail, by broken backend."""
+
+
+def caught_by(test: str) -> Callable[[C], C]:
+    """Name the test that must fail with this backend."""
+
+    def note(cls: C) -> C:
+        CAUGHT_BY[cls] = test
+        return cls
+
+    return note
