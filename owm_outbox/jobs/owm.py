@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 from uuid import UUID
 
 import msgspec
 from msgspec import Meta
 
-from owm_outbox.job import Job, Page, Run
-from owm_outbox.paging_types import Answer, ApiUrl, PagedApiOptions
-from owm_outbox.task import Rejected
-
-if TYPE_CHECKING:
-    from owm_outbox.paging import PagedApi
+from owm_outbox.job import Job, Page
+from owm_outbox.paging import ApiPage, ApiUrl, PagedApiOptions
+from owm_outbox.run import Run
+from owm_outbox.task import InvalidRecord
 
 __all__ = ["OwmIngestionTask", "OwmJob"]
 
@@ -51,14 +49,23 @@ _read_raw_page = msgspec.json.Decoder(_Cities[msgspec.Raw] | list[msgspec.Raw]).
 
 
 class OwmJob(Job[OwmIngestionTask]):
-    """Page the Weather Service for all its cities and make one ingestion task a city."""
+    """Pages the Weather Service for all its cities, and makes one ingestion task per city.
+
+    :param limits: of attempts, bodies and the circuit breaker, see `PagedApi`.
+    """
 
     name = "owm"
+    default_outbox = "sqlite:////tmp/owm_producer_tasks.db"
+    default_sink = "redis://localhost:6379/0?stream=owm-ingestion-stream"
 
     class Options(PagedApiOptions, frozen=True):
         """The Weather Service's address."""
 
         api_url: ApiUrl = "http://outpost-api-weather:8000"
+
+    def __init__(self, options: Any = None, **limits: Any) -> None:
+        super().__init__(options)
+        self._limits = limits
 
     def key(self, task: OwmIngestionTask) -> int:
         """Two tasks of one run for the same city are one."""
@@ -66,23 +73,18 @@ class OwmJob(Job[OwmIngestionTask]):
 
     def pages(self, run: Run) -> Iterator[Page[OwmIngestionTask]]:
         """Yield the cities that come after the run's checkpoint."""
-        # It imports requests, which --help and --version do without; and now, not with the first page, where a signal
-        # could end it half-way.
-        from owm_outbox.paging import PagedApi
+        from owm_outbox.paging import PagedApi  # which imports requests; --help and --version can do without
 
-        return self._pages(PagedApi, run)
-
-    def _pages(self, api_class: type[PagedApi[_City, OwmIngestionTask]], run: Run) -> Iterator[Page[OwmIngestionTask]]:
         def task(city: _City) -> OwmIngestionTask:
             return OwmIngestionTask(run.task_id(city.city_id), city.latitude_deg, city.longitude_deg, city.city_id)
 
-        with api_class(self.options, "/cities/", parse=_parse, task=task) as api:
+        with PagedApi(self.options, "/cities/", parse=_parse, task=task, **self._limits) as api:
             yield from api.pages(run)
 
 
-def _parse(body: bytes) -> Answer[_City]:
-    """Read a page: the object with cities and total, or a bare array; cities that are none are set apart."""
-    rejected: list[Rejected] = []
+def _parse(body: bytes) -> ApiPage[_City]:
+    """Read a page: the object with cities and total, or a bare array; cities that are not valid are set apart."""
+    invalid: list[InvalidRecord] = []
     try:
         page = _read_page(body)  # all at once: this is the hot path
         cities = page if isinstance(page, list) else page.cities
@@ -93,10 +95,10 @@ def _parse(body: bytes) -> Answer[_City]:
             try:
                 cities.append(msgspec.json.decode(raw, type=_City))
             except msgspec.ValidationError as error:
-                rejected.append(Rejected(bytes(raw), str(error), _key(raw)))
+                invalid.append(InvalidRecord(bytes(raw), str(error), _key(raw)))
     if isinstance(page, list):
-        return Answer(cities, rejected)
-    return Answer(cities, rejected, page.total_count, page.limit)
+        return ApiPage(cities, invalid)
+    return ApiPage(cities, invalid, page.total_count, page.limit)
 
 
 def _key(raw: msgspec.Raw) -> int | None:

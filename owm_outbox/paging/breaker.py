@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Literal
 
 import msgspec
 import pybreaker
@@ -20,7 +21,7 @@ __all__ = ["Breaker", "state_name"]
 
 
 class _State(msgspec.Struct, omit_defaults=True):
-    state: str = pybreaker.STATE_CLOSED
+    state: Literal["closed", "open", "half-open"] = "closed"
     failures: list[float] = []  # when, in seconds since the epoch
     opened_at: float = 0.0
     reason: str = ""
@@ -92,18 +93,16 @@ class Breaker:
                 return
             now = self._now()
             recent = [at for at in saved.failures if now - self._open_for <= at <= now]
-            was_open = saved.state != pybreaker.STATE_CLOSED
-            memory = pybreaker.CircuitMemoryStorage(pybreaker.STATE_HALF_OPEN if was_open else saved.state)
+            memory = pybreaker.CircuitMemoryStorage("closed" if saved.state == "closed" else "half-open")
             for _ in recent:
                 memory.increment_counter()
             breaker = pybreaker.CircuitBreaker(self._fail_max, state_storage=memory, throw_new_error_on_trip=False)
             with contextlib.suppress(_RequestFailed):
                 breaker.call(_outcome, failed)
-            if not failed:
-                self._saved = _State()
+            if memory.state == "open":
+                self._saved = _State("open", [*recent, now], now, reason)
             else:
-                opened_at = now if memory.state == pybreaker.STATE_OPEN else 0.0
-                self._saved = _State(memory.state, [*recent, now], opened_at, reason)
+                self._saved = _State("closed", [*recent, now] if failed else [], reason=reason)
             self._store.set(self._name, msgspec.json.encode(self._saved))
 
     def close(self) -> None:
@@ -112,7 +111,7 @@ class Breaker:
             self._closed = True
 
     def _is_open(self, saved: _State) -> bool:
-        return saved.state == pybreaker.STATE_OPEN and saved.opened_at <= self._now() < saved.opened_at + self._open_for
+        return saved.state == "open" and saved.opened_at <= self._now() < saved.opened_at + self._open_for
 
 
 class _RequestFailed(Exception):

@@ -1,14 +1,13 @@
 """Which page comes next, what is complete, and when to look again: decided here, without any I/O.
 
-A pass reads the pages in order to their end; those that fail are set aside and tried once more. The source's total is
-a claim. It says how far to read ahead, but not where the list ends: the page after the last one is asked for as well,
-and only one that is empty, does not exist or repeats the one before is the end. Where the total is more than was
-found, or changed on the way, another pass looks for what may have moved to a page that was read before.
+A pass reads the pages in order; those that fail are set aside and tried once more. The source's total is a claim: it
+says how far to read ahead, not where the list ends. The page after the last one is asked for as well, and only one
+that is empty, does not exist or repeats the one before is the end. Where the total is more than was found, or changed
+on the way, another pass looks for what may have moved to a page that was read before.
 """
 
 from __future__ import annotations
 
-import enum
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -50,7 +49,7 @@ class _Progress(msgspec.Struct):
     total: int | None = None
     page_size: int | None = None  # where the API gives fewer records per page than asked for
     end_found: bool = False  # nothing follows next_page - 1
-    overrun: bool = False  # pages beyond the total hold records: it says nothing
+    overrun: bool = False  # pages beyond the total hold records, so it says nothing
     shifted: bool = False  # the total changed during this pass, so a record may have moved past the reader
     passes: int = 0  # how often all pages were read again
     received: int = 0  # records in this pass, repeated ones among them
@@ -62,19 +61,13 @@ class _Progress(msgspec.Struct):
     unanswered: bool = False  # an earlier call could not fetch the page beyond the total either
 
 
-class _Round(enum.Enum):
-    FORWARD = enum.auto()
-    AGAIN = enum.auto()
-    RECOUNT = enum.auto()  # of the first page, for the newest total
-
-
 class Plan:
-    """Decides over one run of a paged API. Rounds follow each other until there is none; see `next_round`.
+    """Decides over one run of a paged API, in rounds: all pages, those that failed, all pages again.
 
     :param url: fit for messages.
     :param accounted: distinct records that the run has.
-    :param checkpoint: an earlier plan's; ignored if it is of another URL, limit or first page, whose numbers mean
-        nothing here. To start from the first page is always safe.
+    :param checkpoint: an earlier plan's. It is ignored if it is of another URL, limit or first page, whose numbers
+        mean something else; to start from the first page is always safe.
     """
 
     def __init__(
@@ -91,17 +84,17 @@ class Plan:
             if (saved.url, saved.limit) == (url, limit) and saved.first_page in (None, first_page):
                 saved.first_page = first_page
                 self._progress = saved
-        self._round: _Round | None = None
+        self._forward: bool | None = None  # whether this round reads the pages in order; None: before the first
         self._under_way = 0
-        self._agreed: int | None = None  # how many records there are, where the total counts some of them twice
+        self._distinct: int | None = None  # how many records there are, where the total counts some of them twice
         self._start()
 
     def _start(self) -> None:
-        self._answered = False  # until a page is, one at a time: it may show that nothing follows, or be a trial
+        self._answered = False  # until one is, a page at a time: it may show that nothing follows, or be a trial
         self._last: ApiPage[Any] | None = None
-        self._empty = self._repeated = self._barren = self._again = 0  # pages, pages, commits, records in a row
-        self._absent: set[int] = set()  # set-aside pages that the API says do not exist
-        self._doubtful = False  # a 404 was taken for the end although the total says nothing
+        self._empty = self._repeated = 0  # pages in a row
+        self._barren = self._known = 0  # commits in a row, and their records
+        self._absent: set[int] = set()  # pages set aside that the API says do not exist
 
     def checkpoint(self) -> bytes:
         """Return what another plan continues from."""
@@ -109,114 +102,98 @@ class Plan:
 
     @property
     def expected(self) -> int | None:
-        """How many distinct records the source has, by what is known."""
+        """How many distinct records the source has, as far as is known."""
         progress = self._progress
-        total = progress.total_before if progress.total is None else progress.total
-        return total if self._agreed is None else self._agreed
+        if self._distinct is not None:
+            return self._distinct
+        return progress.total_before if progress.total is None else progress.total
 
     @property
     def missing(self) -> Sequence[int]:
         """Numbers of the pages still to be fetched, as far as they are known."""
         progress = self._progress
-        known = progress.total is None or progress.end_found or progress.passes > 0
-        end = progress.next_page if known else min(self._end, progress.next_page + _MOST_MISSING)
-        to_come = range(progress.next_page, end)
-        return sorted({*progress.failed, *to_come}) if progress.failed else to_come
+        to_come = range(progress.next_page, min(self._end, progress.next_page + _MOST_MISSING))
+        if progress.total is None or progress.end_found or progress.passes:
+            to_come = range(0)
+        return sorted({*progress.failed, *to_come})
 
     @property
-    def nothing_at_all(self) -> bool:
-        """Whether pages were fetched, and none is missing: what the source has is what the run has."""
+    def read_all(self) -> bool:
+        """Whether pages were fetched and none failed."""
         return self._progress.came and not self._progress.failed
 
     # -- rounds
 
     def next_round(self, accounted: int) -> bool:
-        """Begin the next round; return whether there is one. The last one leaves the checkpoint for the next call."""
-        progress, before = self._progress, self._round
-        self._round, self._under_way = None, 0
+        """Begin the next round; return whether there is one. If not, the checkpoint is fit for the next call."""
+        progress = self._progress
+        self._under_way = 0
         if not progress.end_found:
-            self._round = _Round.FORWARD
-        elif progress.failed and before in (None, _Round.FORWARD):
-            self._round = _Round.AGAIN
-        elif before is not _Round.RECOUNT and self._needs_recount():
-            self._round = _Round.RECOUNT
+            self._forward = True
+        elif progress.failed and self._forward is not False:
+            self._forward = False
         elif self._needs_pass(accounted):
             self._begin_pass(accounted)
-            self._round = _Round.FORWARD
-        elif not progress.failed and self._agreed is None and accounted < (progress.total or 0):
-            self._begin_pass(accounted)  # for the next call: it reads all pages again
-            progress.passes = 0
-        return self._round is not None
+        else:
+            if not progress.failed and self._distinct is None and accounted < (progress.total or 0):
+                self._begin_pass(accounted)  # for the next call: it reads all pages again
+                progress.passes = 0
+            return False
+        return True
 
     def steps(self) -> Iterator[Step | None]:
         """Yield this round's pages, ``None`` where the next one depends on those under way."""
         progress = self._progress
-        if self._round is _Round.FORWARD:
-            number = progress.next_page
-            while self.going:
-                far = not progress.overrun and self._beyond(number) and number > self._end
-                if self._under_way and (far or not self._answered):
-                    yield None
-                else:
-                    yield self._step(number)
-                    number += 1
-            return
-        for number in sorted(progress.failed) if self._round is _Round.AGAIN else [self._first]:
-            while self._under_way and not self._answered:
+        pages = iter(sorted(progress.failed))
+        number = progress.next_page if self._forward else next(pages, None)
+        while number is not None and self.going:
+            beyond = self._beyond(number)
+            far = self._forward and beyond and not progress.overrun and number > self._end
+            if self._under_way and (far or not self._answered):
                 yield None
-            yield self._step(number)
+                continue
+            self._under_way += 1
+            yield Step(number, beyond)
+            number = number + 1 if self._forward else next(pages, None)
 
     @property
     def going(self) -> bool:
         """Whether this round needs more outcomes."""
-        return self._round is not _Round.FORWARD or not self._progress.end_found
-
-    def _step(self, number: int) -> Step:
-        self._under_way += 1
-        return Step(number, self._beyond(number))
-
-    def _needs_recount(self) -> bool:
-        """Say whether pages that do not exist may be of a list that became shorter, or the API is gone as a whole."""
-        shorter = self._absent and max(self._absent) >= self._end - 1 and self._first not in self._progress.failed
-        return self._doubtful or bool(shorter)
+        return not (self._forward and self._progress.end_found)
 
     def _needs_pass(self, accounted: int) -> bool:
         progress = self._progress
         short = accounted < (progress.total or 0)
         if progress.failed and not short and not progress.overrun and all(map(self._beyond, progress.failed)):
-            if not progress.unanswered:
-                progress.unanswered = True
-                return False
-            log.warning("page %d, beyond the total, fails in each run: taken for the end", progress.failed[0])
-            progress.failed.clear()
+            if progress.unanswered:
+                log.warning("page %d, beyond the total, failed again: taken for the end", progress.failed[0])
+                progress.failed = []
+            progress.unanswered = True
         if progress.failed:
-            return False
+            gone = self._absent.issuperset(progress.failed) and max(progress.failed) == self._end - 1
+            return gone and progress.passes == 0  # the list may have become shorter
         if self._second_pass and progress.passes == 0:
             log.info("reading all pages a second time, as asked for")
             return True
-        if progress.total is None or not (short or progress.shifted):
+        if not short and not progress.shifted:
             return False
         if short and not progress.shifted and self._counts_twice(accounted):
+            self._distinct = accounted
             log.warning(
-                "the API's total of %d counts records twice: two passes over all pages found the same %d",
+                "the API's total of %d counts records twice: all pages, read twice, hold %d distinct ones",
                 *(progress.total, accounted),
             )
-            self._agreed = accounted
             return False
-        if progress.passes >= (_MORE_PASSES if progress.shifted else 1):
-            if not short:
-                log.warning(
-                    "the API's total changed in each pass, to %d now: a record may be missed", progress.total
-                )
-            return False
-        log.warning(
-            "%s: reading all pages again",
-            f"got {accounted} of {progress.total} records" if short else f"the total changed to {progress.total}",
-        )
-        return True
+        if progress.passes < (_MORE_PASSES if progress.shifted else 1):
+            what = f"got {accounted} of {progress.total} records" if short else f"the total is {progress.total} now"
+            log.warning("%s: reading all pages again", what)
+            return True
+        if not short:
+            log.warning("the API's total changed in each pass, to %d now: a record may be missed", progress.total)
+        return False
 
     def _counts_twice(self, accounted: int) -> bool:
-        """Say whether this pass gave as many records as the total, and none that the pass before had not given."""
+        """Say whether this pass gave as many records as the total says, and none that an earlier one had not given."""
         progress = self._progress
         same = (progress.total, accounted) == (progress.total_before, progress.found_before)
         return same and progress.received >= (progress.total or 0)
@@ -225,9 +202,10 @@ class Plan:
         progress = self._progress
         progress.reach = max(progress.reach, progress.next_page)
         progress.total_before, progress.found_before = progress.total, accounted
-        progress.next_page, progress.total, progress.received = self._first, None, 0
+        progress.next_page, progress.failed, progress.total, progress.received = self._first, [], None, 0
         progress.end_found = progress.overrun = progress.shifted = False
         progress.passes += 1
+        self._forward = True
         self._start()
 
     # -- outcomes, in the order of the steps
@@ -240,26 +218,22 @@ class Plan:
         progress = self._progress
         self._under_way -= 1
         self._answered = progress.came = True
-        holds = bool(page.records or page.invalid)
-        if self._round is _Round.RECOUNT:
-            self._learn(number, page, holds=False)
-            progress.failed = [n for n in progress.failed if not (n in self._absent and self._beyond(n))]
-            return False
-        if self._round is _Round.FORWARD:
-            if holds and self._last is not None and _same(page, self._last):
+        count = len(page.records) + len(page.invalid)
+        if self._forward:
+            if count and progress.limit > 1 and self._last is not None and _same(page, self._last):
                 return self._repeat(number)
-            self._last = page
-            progress.next_page, self._repeated = number + 1, 0
-            self._empty = 0 if holds else self._empty + 1
+            self._last, self._repeated = page, 0
+            self._empty = 0 if count else self._empty + 1
+            progress.next_page = number + 1
         else:
             progress.failed.remove(number)
-            if holds and number == progress.next_page - 1:
+            if count and number == progress.next_page - 1:
                 progress.end_found = False  # it was taken for the end
-        self._learn(number, page, holds)
-        progress.received += len(page.records) + len(page.invalid)
-        if not holds and (progress.total is None or self._beyond(number) or self._empty >= _EMPTY_PAGES):
+        self._learn(number, page, count)
+        progress.received += count
+        if not count and (progress.total is None or self._beyond(number) or self._empty >= _EMPTY_PAGES):
             progress.end_found = True
-        return holds
+        return count > 0
 
     def failed(self, number: int, reason: str, *, no_such_page: bool = False, unreachable: bool = False) -> None:
         """Set a page aside, or take it for the end.
@@ -269,18 +243,14 @@ class Plan:
         progress = self._progress
         self._under_way -= 1
         beyond = self._beyond(number)
-        if self._round is _Round.RECOUNT:
-            if self._doubtful:
-                progress.end_found, progress.next_page = False, progress.next_page - 1
-                raise SourceUnavailable(f"{reason}: it answered before; run again later")
-        elif self._round is _Round.AGAIN:
+        if not self._forward:
             if no_such_page and beyond:
                 progress.failed.remove(number)
                 return
             log.error("page %d could not be fetched: %s", number, reason)
             self._absent |= {number} if no_such_page else set()
         elif no_such_page and beyond:
-            progress.next_page, progress.end_found, self._doubtful = number + 1, True, progress.overrun
+            progress.next_page, progress.end_found = number + 1, True
         elif not progress.came and (unreachable or progress.failed):
             # The next call starts from the first page: what failed here was perhaps all there is.
             progress.next_page, progress.failed = self._first, []
@@ -289,7 +259,7 @@ class Plan:
             log.warning("page %d is set aside: %s", number, reason)
             progress.failed.append(number)
             progress.next_page = number + 1
-            progress.end_found = beyond and not progress.overrun  # until it is tried again
+            progress.end_found = beyond and not progress.overrun  # until it is tried once more
 
     def stored(self, number: int, records: int, before: int, accounted: int) -> None:
         """Note that this many records, up to this page, were stored, and how many distinct ones there are now.
@@ -298,20 +268,17 @@ class Plan:
         """
         progress = self._progress
         if not records or accounted > before or not before or not progress.blank or number < progress.reach:
-            self._barren = self._again = 0
+            self._barren = self._known = 0
             return
-        self._barren, self._again = self._barren + 1, self._again + records
+        self._barren, self._known = self._barren + 1, self._known + records
         # Rows that were put in front repeat what was read before, but no more than that.
-        if self._barren < _BARREN_COMMITS or self._again <= accounted:
-            return
-        if not self._beyond(number) or accounted < (progress.total or 0):
-            raise SourceUnavailable(
-                f"{progress.url} gives nothing new for page after page, up to page {number}: {_IGNORED}"
-            )
-        progress.end_found = True
+        if self._barren >= _BARREN_COMMITS and self._known > accounted:
+            if not self._beyond(number) or accounted < (progress.total or 0):
+                raise SourceUnavailable(f"{progress.url} gives nothing new for page after page: {_IGNORED}")
+            progress.end_found = True
 
     def _repeat(self, number: int) -> bool:
-        """Take a page that repeats the one before for the end, where the total says so and the next one does, too."""
+        """Take a page like the one before for the end, if the total says so, and the next page is like them, too."""
         progress = self._progress
         if not self._beyond(number):
             raise SourceUnavailable(
@@ -322,16 +289,16 @@ class Plan:
         progress.end_found = self._repeated > 1
         return False
 
-    def _learn(self, number: int, page: ApiPage[Any], holds: bool) -> None:
+    def _learn(self, number: int, page: ApiPage[Any], count: int) -> None:
         progress = self._progress
         if page.limit is not None and 0 < page.limit < progress.limit:
             progress.page_size = page.limit
-        changed = page.total is not None and progress.total not in (None, page.total)
-        if page.total is not None:
+        if page.total is None:
+            changed = False
+        else:
+            changed = progress.total not in (None, page.total)
             progress.total = max(progress.total or 0, page.total) if progress.overrun else page.total
-        if holds and self._beyond(number) and not progress.overrun:
-            log.info("page %d holds records, beyond the total of %s: reading to the end", number, progress.total)
-            progress.overrun = True
+        progress.overrun |= count > 0 and self._beyond(number)
         progress.shifted |= changed and not progress.overrun
 
     @property
@@ -350,6 +317,5 @@ def _same(page: ApiPage[Any], last: ApiPage[Any]) -> bool:
         return False
     if page.records and page.records[0] not in last.records:
         return False  # the usual case, quickly
-    return sorted(map(repr, page.records)) == sorted(map(repr, last.records)) and sorted(
-        map(repr, page.invalid)
-    ) == sorted(map(repr, last.invalid))
+    both = ((page.records, last.records), (page.invalid, last.invalid))
+    return all(sorted(map(repr, one)) == sorted(map(repr, other)) for one, other in both)

@@ -7,7 +7,7 @@ import re
 from types import ModuleType
 
 import owm_outbox
-from owm_outbox import paging, paging_types, plugins, testing
+from owm_outbox import paging, plugins, testing
 
 HEAD = """# The public API
 
@@ -52,7 +52,7 @@ def _lines(name: str, thing: object) -> list[str]:
 
 def page() -> str:
     """Return the page."""
-    modules = (owm_outbox, plugins, paging_types, paging, testing)
+    modules = (owm_outbox, plugins, paging, testing)
     chapters = [
         f"## {module.__name__}\n\n{_first_line(module)}\n\n" + "\n".join(_entries(module)) for module in modules
     ]

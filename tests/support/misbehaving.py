@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from owm_outbox import RESUME_WITHIN, Outbox, OutboxError, OutboxRelay, RunReport
+from owm_outbox import RESUME_WITHIN, Outbox, OutboxRelay, RunIncomplete, RunReport
 from owm_outbox.cli.weather import City
 from owm_outbox.jobs.owm import OwmJob
 from owm_outbox_backends.jsonl import JsonLinesSink
@@ -434,21 +434,23 @@ class Ending:
     report: RunReport
 
 
-def produce(api: str | Misbehaving, outbox: Outbox, path: Path, **options: Any) -> Ending:
-    """Run the main job in this process, quick to try again, into a file; fails if it raises what is no error of ours.
+_LIMITS = {"attempts", "fail_max", "open_for", "max_body"}
 
-    :param options: the job's; and ``resume_within``.
+
+def produce(api: str | Misbehaving, outbox: Outbox, path: Path, **options: Any) -> Ending:
+    """Run the main job in this process, quick to try again, into a file; fails on any error without a report.
+
+    :param options: the job's; its limits; and ``resume_within``.
     """
     url = api if isinstance(api, str) else api.url
     resume_within = options.pop("resume_within", RESUME_WITHIN)
+    limits = {name: options.pop(name) for name in _LIMITS & set(options)}
     quick: dict[str, Any] = {"api_url": url, "retry_wait": 0.001, "request_timeout": 5.0}
-    job = OwmJob(OwmJob.Options(**quick | options))
+    job = OwmJob(OwmJob.Options(**quick | options), **limits)
     try:
         report = OutboxRelay(outbox, JsonLinesSink(path)).run(job, resume_within=resume_within)
-    except OutboxError as error:
-        if error.report is None:
-            raise  # it did not get as far as a run
-        return Ending(error.exit_code, str(error), error.report)
+    except RunIncomplete as incomplete:
+        return Ending(incomplete.exit_code, str(incomplete), incomplete.report)
     return Ending(65 if report.rejected else 0, "", report)
 
 
