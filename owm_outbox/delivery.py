@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-import msgspec
-
+from owm_outbox.agreement import Agreement
 from owm_outbox.errors import (
     ConfigurationError,
     EntriesRejected,
@@ -17,11 +15,10 @@ from owm_outbox.errors import (
     SinkFull,
     SinkUnavailable,
 )
-from owm_outbox.history import Standing, standing
 from owm_outbox.outbox import Outbox
 from owm_outbox.sink import Sink, pausing_with
 from owm_outbox.stop import Stop
-from owm_outbox.task import NOTHING, Batch, Entry, Mark
+from owm_outbox.task import Batch, Mark
 
 __all__ = ["Delivery"]
 
@@ -32,8 +29,6 @@ T = TypeVar("T")
 
 _ACKNOWLEDGE_EVERY = 16  # batches; more often is needless where the sink holds a mark
 _MAX_CONFLICTS = 3  # in a row, without a batch that was taken: the sink contradicts itself
-_MAX_LOSSES = 3  # of one call: what is sent again is lost again
-_KEPT_LEASES = 1000  # sessions that a sink may be set back by
 
 
 class Delivery:
@@ -66,22 +61,28 @@ class Delivery:
         self._clock = clock
 
         stats = outbox.stats()
-        self._outbox_id = outbox.id
-        self._acknowledged = stats.acknowledged  # what the outbox knows the sink to hold
-        self._held = stats.acknowledged  # what the sink holds, once that is known
-        self._cursor = self._high_water = stats.acknowledged.position  # what is below the high water is sent again
-        self._lease: str | None = None
-        self._leases: list[str] = msgspec.json.decode(outbox.state.get("leases") or b"[]", type=list[str])
+        self._agreement = Agreement(outbox, stats, type(sink).__name__)
         self._in_step = False  # whether the sink was asked what it holds
         self._marks = True  # whether the sink can tell what it holds
-        self._conflicts = self._losses = 0
+        self._conflicts = 0
         self._trimmed_before = sink.trimmed
         self._rest = _Rest(clock)
-
         self.run_id = next((run.id for run in stats.runs if run.state == "open"), "")
-        self.delivered = 0
-        self.redelivered = 0
-        self.forked = False
+
+    @property
+    def delivered(self) -> int:
+        """Entries that the sink came to hold."""
+        return self._agreement.delivered
+
+    @property
+    def redelivered(self) -> int:
+        """Entries sent again because the sink had lost them."""
+        return self._agreement.redelivered
+
+    @property
+    def forked(self) -> bool:
+        """Whether the outbox took a new id, because the sink's mark was of another history."""
+        return self._agreement.forked
 
     @property
     def trimmed(self) -> int:
@@ -91,7 +92,7 @@ class Delivery:
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do: the sink is known to hold everything that is in the outbox."""
-        return self._in_step and not self._outbox.read(self._cursor, 1)
+        return self._in_step and not self._outbox.read(self._agreement.cursor, 1)
 
     # -- what a relay calls
 
@@ -126,7 +127,7 @@ class Delivery:
                         gives_up, delay = self._clock() + self._wait_for_room, 0.05
                     # The sink may have lost something since its last answer; only now is its word final, and only then
                     # may the outbox clear anything.
-                    if not self._marks or self._ask(self._pause) == self._held:
+                    if not self._marks or self._ask(self._pause) == self._agreement.held:
                         return
                     self._in_step = False
                 except SinkFull as error:
@@ -142,9 +143,8 @@ class Delivery:
 
     def acknowledge(self) -> None:
         """Note in the outbox what the sink is known to hold."""
-        if self._in_step and self._held != self._acknowledged:
-            self._outbox.acknowledge(self._held)
-            self._acknowledged = self._held
+        if self._in_step:
+            self._agreement.acknowledge()
 
     # -- sending
 
@@ -152,10 +152,12 @@ class Delivery:
         """Send batch after batch, and return how many the sink took."""
         taken = unacknowledged = 0
         limit = self._batch_size
-        while entries := self._outbox.read(self._cursor, limit):
+        known = self._agreement
+        while entries := self._outbox.read(known.cursor, limit):
             if full_batches_only and len(entries) < limit:
                 break
-            batch = Batch(self._outbox_id, self._held, entries, Mark.of(entries[-1], self._take_lease()), self.run_id)
+            mark = Mark.of(entries[-1], known.take_lease())
+            batch = Batch(known.outbox_id, known.held, entries, mark, self.run_id)
             try:
                 self._call(wait, self._sink.send, batch)
             except EntriesRejected as error:
@@ -175,8 +177,7 @@ class Delivery:
                 continue
             limit = self._batch_size
             self._conflicts = 0
-            self._count(entries)
-            self._cursor, self._held = entries[-1].position, batch.mark
+            known.taken(batch)
             taken += 1
             unacknowledged += 1
             if not self._marks or unacknowledged >= _ACKNOWLEDGE_EVERY:
@@ -185,16 +186,6 @@ class Delivery:
             self._notify_delivered(batch)
             self._stop.check()
         return taken
-
-    def _count(self, entries: Sequence[Entry]) -> None:
-        last = entries[-1].position
-        if entries[0].position > self._high_water:
-            again = 0
-        else:
-            again = sum(entry.position <= self._high_water for entry in entries)
-        self.redelivered += again
-        self.delivered += len(entries) - again
-        self._high_water = max(self._high_water, last)
 
     def _reject(self, reasons: Mapping[int, str], batch: Batch) -> None:
         known = {entry.position for entry in batch.entries}
@@ -208,14 +199,6 @@ class Delivery:
             log.error("entry %d became a dead letter: %s", position, reason)
         self._notify_rejected(reasons)
 
-    def _take_lease(self) -> str:
-        """Return the proof of this session; it is in the outbox before anything is sent under it."""
-        if self._lease is None:
-            self._lease = secrets.token_hex(6)
-            self._leases = [*self._leases, self._lease][-_KEPT_LEASES:]
-            self._outbox.state.set("leases", msgspec.json.encode(self._leases))
-        return self._lease
-
     # -- agreeing with the sink on a mark
 
     def _resync(self, wait: Callable[[float], bool]) -> None:
@@ -225,11 +208,11 @@ class Delivery:
         held = self._ask(wait)
         self._marks = held is not None
         if held is not None:
-            self._agree(held)
+            self._agreement.agree(held)
         self._in_step = True
 
     def _ask(self, wait: Callable[[float], bool]) -> Mark | None:
-        held = self._call(wait, self._sink.mark, self._outbox_id)
+        held = self._call(wait, self._sink.mark, self._agreement.outbox_id)
         return None if held is None else self._valid(held)
 
     def _valid(self, held: str) -> Mark:
@@ -252,80 +235,7 @@ class Delivery:
                 f"{type(self._sink).__name__} contradicts itself: it refused a batch that follows the mark "
                 f"{str(batch.after)!r}, and says that it holds {str(held)!r}"
             )
-        self._agree(held)
-
-    def _agree(self, held: Mark) -> None:
-        """Make the outbox and this delivery agree with the mark that the sink holds.
-
-        Nothing is acknowledged before that: the sink may have lost what it took last, and an outbox clears what is
-        acknowledged.
-        """
-        known = self._held
-        match standing(held, known, self._leases, self._entry_at):
-            case Standing.SAME:
-                self._held = held
-                return
-            case Standing.AHEAD:
-                log.info("the sink already holds entries up to position %d", held.position)
-                self._count_up_to(held.position)
-            case Standing.BEHIND:
-                self._losses += 1
-            case Standing.FOREIGN:
-                self._fork(held)
-                return
-        if held != self._acknowledged:
-            self._outbox.acknowledge(held)
-            self._acknowledged = held
-        self._held, self._cursor = held, held.position
-        self._high_water = max(self._high_water, known.position, held.position)
-        if held.position < known.position:
-            log.warning(
-                "the sink holds position %d, but had held %d: it lost writes or is another one; "
-                "sending again what is still in the outbox, %d entries",
-                held.position,
-                known.position,
-                self._outbox.stats().pending,
-            )
-        if self._losses > _MAX_LOSSES:
-            self._losses = 0
-            raise SinkUnavailable(
-                f"{type(self._sink).__name__} lost what it had taken {_MAX_LOSSES + 1} times in a row: does it evict "
-                "keys, or does another program delete them?"
-            )
-
-    def _fork(self, held: Mark) -> None:
-        """Begin a history of its own: what the sink holds under the old id is not this outbox's progress."""
-        acknowledged = Mark.unsent(self._acknowledged.position)
-        self._outbox.acknowledge(acknowledged)  # first: after a crash here the old id leads to this place again
-        old, pending = self._outbox_id, self._outbox.stats().pending
-        self._outbox.renew_id()
-        self._outbox_id = self._outbox.id
-        self._acknowledged, self._held, self._cursor = acknowledged, NOTHING, acknowledged.position
-        self._high_water = max(self._high_water, acknowledged.position)
-        self.forked = True
-        log.warning(
-            "the sink's mark of outbox %s (%s) is not of this outbox's history: the outbox was restored from a copy, "
-            "or a copy of it is at work; it now has the id %s, and its %d pending entries are sent, some of them "
-            "perhaps for the second time",
-            old,
-            held,
-            self._outbox_id,
-            pending,
-        )
-
-    def _entry_at(self, position: int) -> Entry | None:
-        found = self._outbox.read(position - 1, 1)
-        return found[0] if found and found[0].position == position else None
-
-    def _count_up_to(self, position: int) -> None:
-        at = self._cursor
-        while entries := self._outbox.read(at, self._batch_size):
-            held = [entry for entry in entries if entry.position <= position]
-            if held:
-                self._count(held)
-            if len(held) < len(entries):
-                return
-            at = entries[-1].position
+        self._agreement.agree(held)
 
     # -- calling the sink
 

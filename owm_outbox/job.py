@@ -44,7 +44,8 @@ class Page(Generic[T]):
     :param checkpoint: opaque to all but the job; a later call finds it as ``run.checkpoint``. ``None`` leaves the last.
     :param invalid: records that are not valid tasks; they become dead letters in the same commit.
     :param expected: how many distinct keys the source says there are; ``None`` leaves the last known figure.
-    :param missing: numbers of the pages that could not be fetched so far. A run whose last page names any is incomplete.
+    :param missing: numbers of the pages that could not be fetched so far; if the last page names any, the run is
+        incomplete.
     :param pages: how many of the source's pages these are, for whoever shows how far a run is.
     """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -17,13 +17,13 @@ from owm_outbox.delivery import Delivery
 from owm_outbox.errors import (
     ConfigurationError,
     ExitCode,
-    JobError,
     OutboxLocked,
     OwmOutboxError,
     Stopped,
     TryAgainLater,
 )
-from owm_outbox.job import Job, Page
+from owm_outbox.extraction import Extraction
+from owm_outbox.job import Job
 from owm_outbox.observer import Observer
 from owm_outbox.outbox import RESUME_WITHIN, Outbox
 from owm_outbox.run import Run, RunIncomplete, RunReport
@@ -88,7 +88,7 @@ class OutboxRelay:
             run = Run.of(record, self._outbox.state, self._stop)
             delivery.run_id = run.id
             self._notify("run_started", run)
-            extraction = _Extraction(job, run)
+            extraction = Extraction(job, run)
             try:
                 self._extract(extraction, delivery)
                 cause = self._deliver(delivery, None)
@@ -176,7 +176,7 @@ class OutboxRelay:
             clock=self._clock,
         )
 
-    def _extract(self, extraction: _Extraction, delivery: Delivery) -> None:
+    def _extract(self, extraction: Extraction, delivery: Delivery) -> None:
         """Store all pages of the run, and deliver on the way while the sink is up."""
         unsent, sent_at = 0, self._clock()
         for page in extraction.pages():
@@ -203,7 +203,7 @@ class OutboxRelay:
                 log.warning("%s", error)
         return cause
 
-    def _finish(self, extraction: _Extraction, delivery: Delivery, *, complete: bool, started: float) -> RunReport:
+    def _finish(self, extraction: Extraction, delivery: Delivery, *, complete: bool, started: float) -> RunReport:
         run = extraction.run
         try:
             delivery.acknowledge()
@@ -247,98 +247,3 @@ class OutboxRelay:
                 getattr(observer, event)(*args)
             except Exception:
                 log.exception("%s.%s failed; the relay continues", type(observer).__name__, event)
-
-
-class _Extraction:
-    """One call's way from a job to the outbox."""
-
-    def __init__(self, job: Job[Any], run: Run) -> None:
-        self.run = run
-        self.missing: Sequence[int] = ()
-        self._job = job
-
-    def pages(self) -> Iterator[Page[Any]]:
-        """Yield the job's pages.
-
-        :raises JobError: the job raised an error of its own, or yielded something else.
-        :raises Stopped: a stop was asked for; also where the job swallowed it.
-        """
-        name = self.run.job
-        pages = None
-        try:
-            pages = iter(self._job.pages(self.run))
-            while True:
-                page = next(pages, None)
-                self.run.stop.check()
-                if page is None:
-                    return
-                if not isinstance(page, Page):
-                    raise JobError(f"job {name!r} yielded a {type(page).__name__}, not a Page")
-                yield page
-        except OwmOutboxError:
-            self.run.stop.check()
-            raise
-        except Exception as error:
-            self.run.stop.check()
-            raise JobError(
-                f"job {name!r} failed at {_where(error)}: {type(error).__name__}: {_one_line(error)}"
-            ) from error
-        finally:
-            close = getattr(pages, "close", None)  # an iterator need not be a generator
-            if close is not None:
-                close()
-
-    def store(self, page: Page[Any], outbox: Outbox) -> int:
-        """Commit a page with its checkpoint, and return how many of its tasks were new."""
-        run = self.run
-        stored = outbox.append(
-            page.tasks,
-            key=self._job.key,
-            run=run.id,
-            checkpoint=page.checkpoint,
-            invalid=page.invalid,
-            expected=page.expected,
-        )
-        run.extracted += stored.new
-        run.duplicates += stored.duplicates
-        run.rejected += stored.rejected - stored.replaced
-        run.unusable += stored.rejected - stored.replaced
-        run.checkpoint = run.checkpoint if page.checkpoint is None else page.checkpoint
-        run.expected = run.expected if page.expected is None else page.expected
-        self.missing = page.missing
-        return stored.new
-
-    def problem(self) -> TryAgainLater | None:
-        """Say what the run lacks, although all its pages were tried."""
-        run, missing = self.run, self.missing
-        if missing:
-            shown = ", ".join(map(str, missing[:10])) + (", …" if len(missing) > 10 else "")
-            pages = "1 page" if len(missing) == 1 else f"{len(missing)} pages"
-            return TryAgainLater(
-                f"job {run.job!r}: {pages} could not be fetched ({shown}); the next run retries only those"
-            )
-        if run.expected is not None and run.accounted < run.expected:
-            return TryAgainLater(
-                f"job {run.job!r}: expected {run.expected} distinct tasks, got {run.accounted}; "
-                "the next run tries again"
-            )
-        return None
-
-
-def _where(error: BaseException) -> str:
-    """Name the line in which an error was raised, the innermost of those that are not a library's."""
-    at = error.__traceback__
-    found = "an unknown line"
-    while at is not None:
-        code = at.tb_frame.f_code
-        if (
-            at.tb_frame.f_globals.get("__name__", "").partition(".")[0] != "owm_outbox"
-            and "site-packages" not in code.co_filename
-        ):
-            found = f"{code.co_filename}:{at.tb_lineno}"
-        at = at.tb_next
-    return found
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

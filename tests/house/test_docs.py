@@ -16,7 +16,7 @@ from support.commands import run, start
 from support.servers import Server
 from support.streams import tasks
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parent.parent.parent / "docs"
 
 
 def test_the_api_page_is_that_of_the_code() -> None:

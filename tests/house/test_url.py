@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from owm_outbox import URL, ConfigurationError
 from owm_outbox.plugins import open_outbox, open_sink
-from owm_outbox.url import nearest, without_password
+from owm_outbox.url import redacted, suggestion
 
 SECRET = "hunter2"  # noqa: S105 - what must not be shown
 
@@ -103,9 +103,9 @@ def test_a_plugin_without_options_says_so() -> None:
 
 def test_the_nearest_name_is_guessed_or_all_are_listed() -> None:
     """A name that is close to a known one is taken for it; else the known ones are listed in order."""
-    assert nearest("straem", ["maxlen", "stream"]) == "did you mean 'stream'?"
-    assert nearest("colour", ["stream", "maxlen"]) == "known: maxlen, stream"
-    assert nearest("colour", []) == "it takes none"
+    assert suggestion("straem", ["maxlen", "stream"]) == "did you mean 'stream'?"
+    assert suggestion("colour", ["stream", "maxlen"]) == "known: maxlen, stream"
+    assert suggestion("colour", []) == "it takes none"
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_options_can_be_taken_out_for_a_client(text: str, left: str) -> None:
 )
 def test_a_url_without_a_password_is_shown_as_it_is(text: str) -> None:
     """Masking changes nothing where there is nothing to mask."""
-    assert without_password(text) == text
+    assert redacted(text) == text
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_url_without_a_password_is_shown_as_it_is(text: str) -> None:
 )
 def test_a_password_is_masked_and_the_rest_is_shown(text: str, shown: str) -> None:
     """A password in the user's part or in an option becomes ***, and nothing else changes."""
-    assert without_password(text) == str(URL(text)) == repr(URL(text)) == shown
+    assert redacted(text) == str(URL(text)) == repr(URL(text)) == shown
 
 
 MARK = "Xq7"
@@ -216,7 +216,7 @@ def _complaint(text: str) -> str:
 @example(f"redis://host:port/0?ssl_password={MARK}@{MARK}")  # not a user, and a password up to the @
 def test_no_part_of_a_password_is_ever_shown(text: str) -> None:
     """Whatever a password holds, and however wrong the URL around it is, nothing of it is in what is shown."""
-    assert MARK not in without_password(text)
+    assert MARK not in redacted(text)
     assert MARK not in _complaint(text)
 
 

@@ -31,6 +31,7 @@ def _tables(outbox_url: str) -> dict[str, int]:
         return {"entries": db.execute("SELECT count(*) FROM outbox_entries").fetchone()[0]}
 
 
+@pytest.mark.slow
 def test_every_city_is_enqueued_exactly_once(
     real_cities: Sequence[City], server: Server, stream: str, outbox_url: str
 ) -> None:
@@ -67,6 +68,8 @@ def test_every_city_is_enqueued_exactly_once(
         "rejected": 0,
         "pending": 0,
         "missing": [],
+        "trimmed": 0,
+        "forked": False,
     }
     assert _tables(outbox_url) == {"entries": 0}
 
@@ -84,6 +87,7 @@ def test_each_call_after_a_complete_one_is_a_new_run(server: Server, stream: str
     assert len({task["task_id"] for task in tasks(server, stream)}) == 500
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_cities(
     server: Server, stream: str, outbox_url: str, tmp_path: Path
 ) -> None:
@@ -103,20 +107,34 @@ def test_memory_does_not_grow_with_the_number_of_cities(
     assert len(ids) == len(set(ids)) == 234_908
 
 
-def test_the_stream_is_bounded_without_being_told(
-    real_cities: Sequence[City], server: Server, stream: str, outbox_url: str
-) -> None:
-    """Without maxlen in the URL and without a consumer group, the stream ends near 100,000 entries, the newest ones."""
+@pytest.mark.slow
+def test_a_run_never_trims_what_it_delivered_itself(server: Server, stream: str, outbox_url: str) -> None:
+    """With all defaults and no consumer group, 170,391 cities do not fit: nothing is trimmed, and the line says why."""
     with serving(read_cities(1000)) as api:
-        outcome = run(
-            "owm-producer", "--api-url", api.url, "--outbox", outbox_url, "--sink", server.url(stream), "--json"
-        )
-        newest = {city.city_id for city in api.cities[-100_000:]}
-    assert outcome.code == 0, outcome.err
-    assert outcome.report["delivered"] == 170_391
-    ids = set(city_ids(server, stream))
-    assert 100_000 <= len(ids) < 101_000
-    assert newest <= ids
+        args = ("--api-url", api.url, "--outbox", outbox_url, "--json", "--wait-for-room", "0")
+        full = run("owm-producer", *args, "--sink", server.url(stream))
+        assert full.code == 75
+        assert "maxlen" in full.line
+        assert (full.report["complete"], full.report["trimmed"]) == (False, 0)
+        held = city_ids(server, stream)
+        assert len(held) == full.report["delivered"] <= 100_000
+        assert full.report["pending"] == 170_391 - len(held)
+        rest = run("owm-producer", *args, "--sink", server.url(stream, maxlen=200_000))
+    assert (rest.code, rest.report["run_id"]) == (0, full.report["run_id"])
+    assert sorted(city_ids(server, stream)) == sorted(city.city_id for city in api.cities)
+
+
+def test_older_runs_make_room_and_are_counted(server: Server, stream: str, outbox_url: str) -> None:
+    """Without a group, entries of older runs are trimmed at maxlen, each of them counted in the report."""
+    with serving(made_up(700)) as api:
+        args = ("--api-url", api.url, "--outbox", outbox_url, "--json", "--sink", server.url(stream, maxlen=1000))
+        first, second = run("owm-producer", *args), run("owm-producer", *args)
+    assert (first.code, first.report["trimmed"]) == (0, 0)
+    assert second.code == 0
+    ids = city_ids(server, stream)
+    assert ids[-700:] == list(range(1, 701))
+    assert second.report["trimmed"] == 1400 - len(ids) > 0
+    assert len(ids) <= 1000
 
 
 @pytest.mark.parametrize("count", [0, 1, 99, 100, 101, 500, 501])

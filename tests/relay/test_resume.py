@@ -1,4 +1,4 @@
-"""A run that was killed, stopped or left incomplete goes on where it was, and fetches nothing twice."""
+"""A run that was killed, stopped or left incomplete continues where it was, and fetches nothing twice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from owm_outbox import Outbox
-from owm_outbox.jobs.owm import OwmJob
 from owm_outbox_backends.memory import MemoryOutbox
 from owm_outbox_backends.sqlite import SqliteOutbox
 
@@ -69,9 +68,9 @@ class Command:
         return run("owm-producer", *self._args, "--retry-wait", "0.001", *args)
 
     def next_page(self) -> int:
-        """Return the page at which the unfinished run goes on."""
+        """Return the page at which the unfinished run continues."""
         with SqliteOutbox(self.file) as outbox:
-            checkpoint = outbox.start_run(OwmJob()).checkpoint
+            checkpoint = outbox.start_run("owm").checkpoint
         assert checkpoint is not None
         number: int = json.loads(checkpoint)["next_page"]
         return number
@@ -119,7 +118,7 @@ def test_a_killed_run_goes_on_at_its_checkpoint(
 def test_a_signal_ends_every_wait(
     reply: Reply, concurrency: int, signum: signal.Signals, command: Command, service: Misbehaving, out: Path
 ) -> None:
-    """SIGTERM and SIGINT end a call at once that waits for an answer or between two attempts; the next one goes on."""
+    """SIGTERM and SIGINT end a call at once that waits for an answer or for an attempt; the next one continues."""
     service.misbehave(slow(0.03), 0)
     service.misbehave(together(concurrency), *range(1, 1 + concurrency))
     service.misbehave(reply, *range(22, 30))
@@ -149,7 +148,7 @@ def test_a_signal_ends_every_wait(
 _MOMENTS = """
 import random, signal, sys
 from pathlib import Path
-from owm_outbox import OutboxRelay, Stopped
+from owm_outbox import OutboxRelay, RunIncomplete, Stopped
 from owm_outbox.jobs.owm import OwmJob
 from owm_outbox.stop import Stop
 from owm_outbox_backends.jsonl import JsonLinesSink
@@ -166,6 +165,9 @@ for number in range(150):
         try:
             OutboxRelay(MemoryOutbox(), JsonLinesSink(Path("/dev/null")), stop=stop).run(job)
         except Stopped:
+            continue
+        except RunIncomplete as error:
+            assert isinstance(error.__cause__, Stopped), error
             continue
     sys.exit("it was not stopped")
 print("done", flush=True)
@@ -229,7 +231,7 @@ def test_a_checkpoint_of_another_kind_starts_over(outbox: Outbox, service: Misbe
     service.misbehave(status(500), 7)
     first = produce(service, outbox, out)
     with outbox.lock():
-        outbox.append([], run=outbox.start_run(OwmJob()), checkpoint=b"\x80 page 12")
+        outbox.append([], run=outbox.start_run("owm").id, checkpoint=b"\x80 page 12")
     service.heal()
     second = produce(service, outbox, out)
     assert (second.code, second.report.run_id) == (0, first.report.run_id)
@@ -304,7 +306,7 @@ def test_a_run_may_take_many_calls(outbox: Outbox, service: Misbehaving, out: Pa
         assert (ending.code, ending.report.missing) == (75, sorted(bad))
         run_ids.add(ending.report.run_id)
         bad -= set(sorted(bad)[:2])
-        outbox.notes.set(f"breaker:{service.url}/cities/", b"{}")  # as if time had passed
+        outbox.state.set(f"breaker:{service.url}/cities/", b"{}")  # as if time had passed
     service.heal()
     ending = produce(service, outbox, out)
     assert ending.code == 0

@@ -15,7 +15,8 @@ import msgspec
 import pydantic
 import pytest
 
-from owm_outbox import Batch, Entry, TaskError, encode
+from owm_outbox import TaskError, encode
+from owm_outbox_backends.memory import MemoryOutbox
 
 ID = UUID("0b1e7c0e-6d6b-4a52-8f0e-5d1c6a7b8c9d")
 
@@ -231,6 +232,8 @@ def test_a_task_that_is_no_object_is_refused() -> None:
         encode(ArrayTask(ID))
 
 
-def test_a_batch_ends_at_its_last_entry() -> None:
-    """A batch's position is its last entry's, gaps or not."""
-    assert Batch("an outbox", 3, [Entry(5, "a", b"{}"), Entry(9, "b", b"{}")]).position == 9
+@pytest.mark.parametrize("key", [ID, 1.5, None, (1, 2), b"x", date(2031, 5, 4)], ids=lambda key: type(key).__name__)
+def test_a_key_that_cannot_be_stored_is_named(key: Any) -> None:
+    """A key is an int or a str; anything else is the job's mistake, said with its kind and what to return instead."""
+    with pytest.raises(TaskError, match=rf"key of Anything {ID} is a {type(key).__name__}.*such as str\(key\)"):
+        MemoryOutbox().append([Anything(ID)], key=lambda _: key)

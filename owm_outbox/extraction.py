@@ -1,0 +1,108 @@
+"""One call's way from a job to the outbox."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from owm_outbox.errors import JobError, OwmOutboxError, TryAgainLater
+from owm_outbox.job import Job, Page
+from owm_outbox.outbox import Outbox
+from owm_outbox.run import Run
+
+__all__ = ["Extraction"]
+
+
+class Extraction:
+    """One call's way from a job to the outbox."""
+
+    def __init__(self, job: Job[Any], run: Run) -> None:
+        self.run = run
+        self.missing: Sequence[int] = ()
+        self._job = job
+
+    def pages(self) -> Iterator[Page[Any]]:
+        """Yield the job's pages.
+
+        :raises JobError: the job raised an error of its own, or yielded something else.
+        :raises Stopped: a stop was asked for; also where the job swallowed it.
+        """
+        name = self.run.job
+        pages = None
+        try:
+            pages = iter(self._job.pages(self.run))
+            while True:
+                page = next(pages, None)
+                self.run.stop.check()
+                if page is None:
+                    return
+                if not isinstance(page, Page):
+                    raise JobError(f"job {name!r} yielded a {type(page).__name__}, not a Page")
+                yield page
+        except OwmOutboxError:
+            self.run.stop.check()
+            raise
+        except Exception as error:
+            self.run.stop.check()
+            raise JobError(
+                f"job {name!r} failed at {_where(error)}: {type(error).__name__}: {_one_line(error)}"
+            ) from error
+        finally:
+            close = getattr(pages, "close", None)  # an iterator need not be a generator
+            if close is not None:
+                close()
+
+    def store(self, page: Page[Any], outbox: Outbox) -> int:
+        """Commit a page with its checkpoint, and return how many of its tasks were new."""
+        run = self.run
+        stored = outbox.append(
+            page.tasks,
+            key=self._job.key,
+            run=run.id,
+            checkpoint=page.checkpoint,
+            invalid=page.invalid,
+            expected=page.expected,
+        )
+        run.extracted += stored.new
+        run.duplicates += stored.duplicates
+        run.rejected += stored.rejected - stored.replaced
+        run.unusable += stored.rejected - stored.replaced
+        run.checkpoint = run.checkpoint if page.checkpoint is None else page.checkpoint
+        run.expected = run.expected if page.expected is None else page.expected
+        self.missing = page.missing
+        return stored.new
+
+    def problem(self) -> TryAgainLater | None:
+        """Say what the run lacks, although all its pages were tried."""
+        run, missing = self.run, self.missing
+        if missing:
+            shown = ", ".join(map(str, missing[:10])) + (", …" if len(missing) > 10 else "")
+            pages = "1 page" if len(missing) == 1 else f"{len(missing)} pages"
+            return TryAgainLater(
+                f"job {run.job!r}: {pages} could not be fetched ({shown}); the next run retries only those"
+            )
+        if run.expected is not None and run.accounted < run.expected:
+            return TryAgainLater(
+                f"job {run.job!r}: expected {run.expected} distinct tasks, got {run.accounted}; "
+                "the next run tries again"
+            )
+        return None
+
+
+def _where(error: BaseException) -> str:
+    """Name the line in which an error was raised, the innermost of those that are not a library's."""
+    at = error.__traceback__
+    found = "an unknown line"
+    while at is not None:
+        code = at.tb_frame.f_code
+        if (
+            at.tb_frame.f_globals.get("__name__", "").partition(".")[0] != "owm_outbox"
+            and "site-packages" not in code.co_filename
+        ):
+            found = f"{code.co_filename}:{at.tb_lineno}"
+        at = at.tb_next
+    return found
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
