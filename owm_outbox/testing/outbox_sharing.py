@@ -20,7 +20,7 @@ from owm_outbox.testing.threads import in_threads
 
 __all__ = ["OutboxSharing"]
 
-_KILLS = 12
+_KILLS = 30
 _PAGE = 20
 
 

@@ -20,7 +20,7 @@ from owm_outbox.testing.threads import in_threads
 
 __all__ = ["SinkSharing"]
 
-_KILLS = 20
+_KILLS = 30
 _IN_ONE = "are the entries and the mark stored in one transaction, which also reads the mark before?"
 
 

@@ -7,15 +7,31 @@ import os
 import signal
 import sqlite3
 import tempfile
+import uuid
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from owm_outbox import DeadLetterStore, Outbox, Rejected, Run, RunReport
+from owm_outbox import (
+    NOTHING,
+    RESUME_WITHIN,
+    DeadLetterStore,
+    InvalidRecord,
+    Mark,
+    MemoryState,
+    Outbox,
+    Run,
+    RunRecord,
+    RunReport,
+    Stop,
+    Stored,
+)
 from owm_outbox.testing import Parcel, ParcelJob
 from owm_outbox_backends.memory import MemoryOutbox
 from owm_outbox_backends.sqlite import SqliteOutbox
@@ -25,7 +41,10 @@ KEYS = st.lists(st.integers(0, 12), max_size=6)
 
 @dataclass
 class Row:
-    """What the model keeps of an entry."""
+    """What the model keeps of an entry.
+
+    :param run: empty for an application's own.
+    """
 
     run: str
     key: int
@@ -35,22 +54,41 @@ class Row:
 
 @dataclass
 class Model:
-    """The plain model: positions to rows, and what is said of runs."""
+    """The plain model: positions to rows, and what is said of the run."""
 
     rows: dict[int, Row] = field(default_factory=dict)
-    acknowledged: int = 0
+    acknowledged: Mark = NOTHING
     last: int = 0
     extracted: int = 0
+    duplicates: int = 0
     rejected: int = 0
+    unusable: int = 0
     checkpoint: bytes | None = None
 
     def entries(self) -> list[int]:
         """Return the positions that can be read."""
         return sorted(position for position, row in self.rows.items() if not row.dead)
 
-    def taken(self, run: str, key: int) -> bool:
-        """Tell whether the run has this key."""
-        return any(row.run == run and row.key == key for row in self.rows.values())
+    def at(self, run: str, key: int) -> int | None:
+        """Return the position at which the run has this key."""
+        return next((at for at, row in self.rows.items() if (row.run, row.key) == (run, key)), None)
+
+    def page(self, run: str, keys: list[int], bad: list[int]) -> tuple[list[Row], Stored]:
+        """Return the rows that a page adds, and what becomes of it; take out those that it replaces."""
+        new: list[Row] = []
+        replaced = 0
+        for key, task in [(key, True) for key in keys] + [(key, False) for key in bad]:
+            before = self.at(run, key)
+            if any(row.key == key for row in new):
+                continue
+            if before is not None:
+                if not task or self.rows[before].task:
+                    continue
+                del self.rows[before]
+                replaced += 1
+            new.append(Row(run, key, dead=not task, task=task))
+        rejected = sum(row.dead for row in new)
+        return new, Stored(len(new) - rejected, rejected, len(keys) + len(bad) - len(new), replaced)
 
 
 class OutboxMachine(RuleBasedStateMachine):
@@ -61,7 +99,7 @@ class OutboxMachine(RuleBasedStateMachine):
         raise NotImplementedError
 
     def crash(self) -> None:
-        """Let the outbox go as a killed process would."""
+        """Leave the outbox as a killed process would."""
         raise NotImplementedError
 
     @initialize()
@@ -71,29 +109,38 @@ class OutboxMachine(RuleBasedStateMachine):
         self.job = ParcelJob()
         self.outbox = self.open()
         self.id = self.outbox.id
-        self.run: Run = self.outbox.start_run(self.job)
+        self.run: RunRecord = self.outbox.start_run(self.job.name)
 
-    @rule(keys=KEYS, bad=KEYS, checkpoint=st.none() | st.binary(min_size=1, max_size=3))
+    @rule(keys=KEYS, bad=KEYS, checkpoint=st.none() | st.binary(max_size=3))
     def append(self, keys: list[int], bad: list[int], checkpoint: bytes | None) -> None:
         """Append a page, perhaps with repeats and invalid records."""
-        new: list[Row] = []
-        for key in keys:
-            if not self.model.taken(self.run.id, key) and all(row.key != key for row in new):
-                new.append(Row(self.run.id, key))
-        count = len(new)
-        for key in bad:
-            if not self.model.taken(self.run.id, key) and all(row.key != key for row in new):
-                new.append(Row(self.run.id, key, dead=True, task=False))
-        parcels = [Parcel(self.run.task_id(key), key) for key in keys]
-        rejected = [Rejected(b"%d" % key, "bad", key) for key in bad]
-        assert self.outbox.append(parcels, run=self.run, checkpoint=checkpoint, rejected=rejected) == count
+        model = self.model
+        new, stored = model.page(self.run.id, keys, bad)
+        task_id = Run.of(self.run, MemoryState(), Stop()).task_id
+        found = self.outbox.append(
+            [Parcel(task_id(key), key) for key in keys],
+            key=self.job.key,
+            run=self.run.id,
+            checkpoint=checkpoint,
+            invalid=[InvalidRecord(b"%d" % key, "bad", key) for key in bad],
+        )
+        assert found == stored
         self.learn(new)
-        self.model.extracted += count
-        self.model.rejected += len(new) - count
-        self.model.checkpoint = checkpoint if checkpoint is not None else self.model.checkpoint
+        model.extracted += stored.new
+        model.duplicates += stored.duplicates
+        model.rejected += stored.rejected - stored.replaced
+        model.unusable += stored.rejected - stored.replaced
+        model.checkpoint = checkpoint if checkpoint is not None else model.checkpoint
+
+    @rule(keys=KEYS)
+    def append_without_a_run(self, keys: list[int]) -> None:
+        """Append an application's own tasks: each is new."""
+        tasks = [Parcel(uuid.uuid4(), key) for key in keys]
+        assert self.outbox.append(tasks, key=self.job.key) == Stored(len(keys))
+        self.learn([Row("", key) for key in keys])
 
     def learn(self, new: list[Row]) -> None:
-        """Take over the positions that were given: as many as expected, in order, beyond all given before."""
+        """Note the positions that were given: as many as expected, in order, beyond all given before."""
         assert isinstance(self.outbox, DeadLetterStore)
         there = {entry.position for entry in self.outbox.read(0, 10_000)}
         there |= {letter.position for letter in self.outbox.dead_letters()}
@@ -103,6 +150,14 @@ class OutboxMachine(RuleBasedStateMachine):
         self.model.rows.update(zip(given, new, strict=True))
         self.model.last = self.outbox.stats().last_position
         assert self.model.last >= max(given, default=0)
+
+    def forget(self) -> None:
+        """Note what was cleared: only what is acknowledged and does not belong to the open run."""
+        there = {entry.position for entry in self.outbox.read(0, 10_000)}
+        for cleared in [position for position in self.model.entries() if position not in there]:
+            assert self.model.rows[cleared].run != self.run.id
+            assert cleared <= self.model.acknowledged.position
+            del self.model.rows[cleared]
 
     @precondition(lambda self: self.model.rows)
     @rule(data=st.data())
@@ -116,18 +171,12 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def acknowledge(self, data: st.DataObject) -> None:
-        """Acknowledge any position, also a lower one than before, also one beyond all."""
-        position = data.draw(st.integers(0, self.model.last + 3))
-        self.outbox.acknowledge(position)
-        self.model.acknowledged = position
-        self.model.last = max(self.model.last, position)
-        assert self.outbox.stats().last_position == self.model.last
-        # Entries of closed runs may go once they are acknowledged; whether they did is up to the outbox.
-        there = {entry.position for entry in self.outbox.read(0, 10_000)}
-        for gone in [p for p in self.model.entries() if p not in there]:
-            assert self.model.rows[gone].run != self.run.id
-            assert gone <= position
-            del self.model.rows[gone]
+        """Acknowledge any position, also a lower one than before, under any lease."""
+        position = data.draw(st.integers(0, self.model.last))
+        rest = data.draw(st.sampled_from([" 5ca1ab1e a", " 5ca1ab1e A ", " -", ""]))
+        self.model.acknowledged = Mark(f"{position}{rest}") if position else NOTHING
+        self.outbox.acknowledge(self.model.acknowledged)
+        self.forget()
 
     @rule(complete=st.booleans())
     def finish(self, complete: bool) -> None:
@@ -147,14 +196,25 @@ class OutboxMachine(RuleBasedStateMachine):
             missing=[],
             seconds=0.0,
         )
-        self.outbox.finish_run(self.run, report)
+        self.outbox.finish_run(self.run.id, report)
         if complete:
             for position in self.model.entries():
-                if self.model.rows[position].run == self.run.id and position <= self.model.acknowledged:
+                if self.model.rows[position].run == self.run.id and position <= self.model.acknowledged.position:
                     del self.model.rows[position]
             self.new_run()
         else:
             self.resume()
+        self.forget()
+
+    @rule()
+    def start_afresh(self) -> None:
+        """Close the run, whatever it has, and begin a new one: nothing pending is lost."""
+        pending = self.outbox.stats().pending
+        self.new_run(timedelta(0))
+        self.forget()
+        assert self.outbox.stats().pending == pending
+        self.run = self.outbox.start_run(self.job.name)
+        assert self.run.resumed
 
     @precondition(lambda self: any(row.dead for row in self.model.rows.values()))
     @rule(data=st.data())
@@ -183,7 +243,7 @@ class OutboxMachine(RuleBasedStateMachine):
     @rule()
     def resume(self) -> None:
         """Start the unfinished run again: it is the same."""
-        run = self.outbox.start_run(self.job)
+        run = self.outbox.start_run(self.job.name)
         assert (run.resumed, run.id) == (True, self.run.id)
         self.run = run
 
@@ -195,11 +255,14 @@ class OutboxMachine(RuleBasedStateMachine):
         assert self.outbox.id == self.id
         self.resume()
 
-    def new_run(self) -> None:
+    def new_run(self, resume_within: timedelta = RESUME_WITHIN) -> None:
         """Get a new run from the outbox."""
-        self.run = self.outbox.start_run(self.job)
+        before = self.run.id
+        self.run = self.outbox.start_run(self.job.name, resume_within=resume_within)
         assert not self.run.resumed
-        self.model.extracted, self.model.rejected, self.model.checkpoint = 0, 0, None
+        assert self.run.id != before
+        self.model.extracted = self.model.duplicates = self.model.rejected = self.model.unusable = 0
+        self.model.checkpoint = None
 
     @invariant()
     def agrees(self) -> None:
@@ -213,12 +276,18 @@ class OutboxMachine(RuleBasedStateMachine):
             model.rows[position].key for position in model.entries()
         ]
         stats = self.outbox.stats()
-        assert stats.pending == sum(position > model.acknowledged for position in model.entries())
+        assert stats.pending == sum(position > model.acknowledged.position for position in model.entries())
         assert stats.dead == sum(row.dead for row in model.rows.values())
         assert stats.acknowledged == model.acknowledged
         assert stats.last_position == model.last
-        assert (self.run.extracted, self.run.checkpoint) == (model.extracted, model.checkpoint)
-        assert stats.runs[0].rejected == model.rejected
+        run = stats.runs[0]
+        assert (run.id, run.state, run.checkpoint) == (self.run.id, "open", model.checkpoint)
+        assert (run.extracted, run.duplicates, run.rejected, run.unusable) == (
+            model.extracted,
+            model.duplicates,
+            model.rejected,
+            model.unusable,
+        )
         assert isinstance(self.outbox, DeadLetterStore)
         dead = sorted(position for position, row in model.rows.items() if row.dead)
         assert [letter.position for letter in self.outbox.dead_letters()] == dead
@@ -237,15 +306,15 @@ class SqliteMachine(OutboxMachine):
         return SqliteOutbox(self.path)
 
     def crash(self) -> None:
-        """Append in a child process that is killed in the middle of its transaction, then go on without closing."""
+        """Append in a child process that is killed in the middle of its transaction, then continue without closing."""
         pid = os.fork()
         if pid == 0:
-            # SQLite must not be used over a fork with an open connection: the child opens the file anew.
+            # SQLite must not be used over a fork with an open connection: the child opens the file itself.
             with contextlib.suppress(BaseException):
                 db = sqlite3.connect(self.path, isolation_level=None)
                 db.execute("BEGIN IMMEDIATE")
                 db.execute("INSERT INTO outbox_entries (task_id, payload, stored_at) VALUES ('x', x'00', 0)")
-                db.execute("UPDATE outbox SET acknowledged = 999")
+                db.execute("UPDATE outbox_state SET value = x'393939' WHERE name = 'acknowledged'")
                 os.kill(os.getpid(), signal.SIGKILL)
             os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
@@ -275,7 +344,7 @@ class MemoryMachine(OutboxMachine):
 
 
 common = settings(max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
-TestSqliteModel = SqliteMachine.TestCase
+TestSqliteModel = pytest.mark.slow(SqliteMachine.TestCase)
 TestSqliteModel.settings = common
-TestMemoryModel = MemoryMachine.TestCase
+TestMemoryModel = pytest.mark.slow(MemoryMachine.TestCase)
 TestMemoryModel.settings = common

@@ -12,7 +12,7 @@ import time
 from owm_outbox import Batch, ConfigurationError, MarkConflict, SinkUnavailable
 
 from support.contract_kit.ledger import LedgerSink
-from support.contract_kit.registry import caught_by
+from support.contract_kit.registry import caught_by, sync
 from support.contract_kit.shelf import HonestSink, Shelf
 
 
@@ -138,6 +138,7 @@ class CommitsTheMarkAfterTheEntries(LedgerSink):
             with self.transaction(connection):
                 self.refuse_conflict(connection, batch)
                 self.insert(connection, batch)
+            sync()
             with self.transaction(connection):
                 self.move(connection, batch)
 
@@ -160,6 +161,7 @@ class CommitsTheMarkBeforeTheEntries(LedgerSink):
             with self.transaction(connection):
                 self.refuse_conflict(connection, batch)
                 self.move(connection, batch)
+            sync()
             with self.transaction(connection):
                 self.insert(connection, batch)
 

@@ -26,7 +26,7 @@ from owm_outbox import (
 from owm_outbox_backends.memory import MemoryOutbox
 
 from support.contract_kit.outboxes import HastySqliteOutbox
-from support.contract_kit.registry import caught_by
+from support.contract_kit.registry import caught_by, sync
 
 
 @caught_by("test_one_relay_at_a_time")
@@ -333,6 +333,7 @@ class CommitsTheCheckpointAfterTheTasks(HastySqliteOutbox):
     def store(self, entries: Sequence[NewEntry], *, checkpoint: bytes | None = None, **rest: Any) -> Stored:
         stored = super().store(entries, **rest)
         if checkpoint is not None:
+            sync()
             super().store([], checkpoint=checkpoint, **rest)
         return stored
 
@@ -344,6 +345,7 @@ class CommitsTheCheckpointBeforeTheTasks(HastySqliteOutbox):
     def store(self, entries: Sequence[NewEntry], *, checkpoint: bytes | None = None, **rest: Any) -> Stored:
         if checkpoint is not None:
             super().store([], checkpoint=checkpoint, **rest)
+            sync()
         return super().store(entries, **rest)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["CAUGHT_BY", "caught_by"]
+__all__ = ["CAUGHT_BY", "caught_by", "sync"]
 
 C = TypeVar("C", bound=type)
 
@@ -21,3 +22,8 @@ def caught_by(test: str) -> Callable[[C], C]:
         return cls
 
     return note
+
+
+def sync() -> None:
+    """Take as long as a disk needs for a commit: our own databases here do not wait for theirs."""
+    time.sleep(0.002)
