@@ -115,6 +115,7 @@ def test_a_certificate_that_nobody_vouches_for(stream: str) -> None:
 # -- stopping
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["a reply", "the next attempt"])
 def test_a_stop_ends_a_call_to_a_hung_server(producer: Producer, own_server: Server, moment: str) -> None:
     """A stop ends the wait between two attempts at once, and the one for a reply at its timeout."""
