@@ -54,9 +54,13 @@ def _invoke(command: click.Command, name: str) -> NoReturn:
     set_up_logging()
     outcome = Outcome()
     try:
-        result = command.main(prog_name=name, standalone_mode=False)
+        # Not command.main: on SIGINT it writes a line of its own, which need not be JSON where the logs are.
+        with command.make_context(name, sys.argv[1:]) as ctx:
+            result = command.invoke(ctx)
         if isinstance(result, Outcome):
             outcome = result
+    except click.exceptions.Exit as error:  # --help and --version
+        outcome = Outcome(error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         outcome = Outcome(ExitCode.USAGE)
@@ -64,9 +68,9 @@ def _invoke(command: click.Command, name: str) -> NoReturn:
         outcome = _usage(error)
     except OwmOutboxError as error:
         outcome = Outcome(error.exit_code, str(error))
-    except (KeyboardInterrupt, click.Abort):
+    except KeyboardInterrupt:
         outcome = Outcome(ExitCode.SIGINT, "stopped by SIGINT")
-    except (BrokenPipeError, SystemExit):  # click turns the first into the second
+    except BrokenPipeError:
         outcome = Outcome(ExitCode.TRY_AGAIN_LATER, "stdout was closed by the reader")
         sys.stdout = None  # or Python complains once more when it flushes it at exit
     except Exception as error:
@@ -76,7 +80,8 @@ def _invoke(command: click.Command, name: str) -> NoReturn:
             f"a bug: {type(error).__name__}: {error}. Nothing committed is lost; --log-level debug shows the traceback",
         )
     if outcome.line:
-        write_line(name, outcome)
+        with suppress(OSError):  # a stderr that takes nothing does not change the outcome
+            write_line(name, outcome)
     sys.exit(outcome.code)
 
 
@@ -91,4 +96,6 @@ def _usage(error: click.ClickException) -> Outcome:
             return Outcome(ExitCode.CONFIGURATION, f"{variable} in the environment: {line}")
         if source is ParameterSource.DEFAULT_MAP:
             return Outcome(ExitCode.CONFIGURATION, f"{param.name} in {ctx.params.get('config')}: {line}")
+    if not line.endswith((".", "?", "?)")):  # click ends some with a full stop
+        line += "."
     return Outcome(ExitCode.USAGE, f"{line} Try {ctx.command_path if ctx else 'owm-outbox'} --help.")

@@ -29,7 +29,9 @@ def log_params(*, envvars: tuple[str, str] | None = None) -> list[click.Paramete
     level, form = envvars or (None, None)
     return [
         _log_option("--log-level", _LEVELS, "warning", level, _set_level, "What to log to stderr."),
-        _log_option("--log-format", _FORMATS, "text", form, _set_format, "How to log."),
+        _log_option(
+            "--log-format", _FORMATS, "text", form, _set_format, "How to log: as text, or as one JSON object per line."
+        ),
     ]
 
 

@@ -71,12 +71,14 @@ def make_options(job: type[Job[Any]], ctx: click.Context, **instead: Any) -> Any
     except msgspec.ValidationError as error:
         what, _, name = str(error).rstrip("`").partition(" - at `$")
         name = name.removeprefix(".")
+        problem = "is not valid: "
         if not name:  # from the Options' own check, whose message begins with the name
             name, _, what = what.partition(" ")
+            problem = ""
         if "matching regex" in what:  # a person cannot read that; the option's description says what is wanted
             what = next((_meta(field).get("description", what) for field in _fields(job) if field.name == name), what)
         shown = f" {redacted(values[name])!r}" if isinstance(ctx.params.get(name), str) else ""
-        raise ConfigurationError(f"{_where(name, prefix(job.name), ctx)}{shown} does not fit: {what}") from error
+        raise ConfigurationError(f"{_where(name, prefix(job.name), ctx)}{shown} {problem}{what}") from error
 
 
 def _where(name: str, env_prefix: str, ctx: click.Context) -> str:

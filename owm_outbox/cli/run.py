@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
 from datetime import timedelta
@@ -24,7 +25,7 @@ from owm_outbox.errors import ExitCode
 from owm_outbox.job import Job
 from owm_outbox.observer import Observer
 from owm_outbox.outbox import RESUME_WITHIN
-from owm_outbox.run import RunIncomplete
+from owm_outbox.run import RunIncomplete, RunReport
 from owm_outbox.stop import Stop
 
 __all__ = ["JobCommand", "demo_params", "run_job"]
@@ -107,7 +108,7 @@ class JobCommand(JobScopedCommand):
                 default=RESUME_WITHIN.total_seconds(),
                 show_default=True,
                 show_envvar=True,
-                help="Seconds since its last progress in which an unfinished run is resumed; an older one is closed.",
+                help="Resume an unfinished run if its last progress is not more seconds ago; else close it.",
             ),
             switch("--fresh", text="Close an unfinished run, however young, and start a new one."),
             switch("--json", "as_json", text="Write the run report to stdout."),
@@ -154,8 +155,17 @@ def run_job(job: Job[Any], settings: Settings, stop: Stop, observers: Iterable[O
                     letters = f"{report.rejected} tasks became dead letters"
                 outcome = Outcome(ExitCode.DEAD_LETTERS, f"complete, but {letters}: see owm-outbox dead list", report)
     if settings.as_json:
-        click.echo(msgspec.json.encode(report))
+        _write(report)
     return outcome
+
+
+def _write(report: RunReport) -> None:
+    """Write the report to stdout; if that fails, the run still ended as it did."""
+    try:
+        click.echo(msgspec.json.encode(report))
+    except OSError as error:
+        log.warning("the report cannot be written to stdout (%s): owm-outbox status --json has it", error.strerror)
+        sys.stdout = None  # or Python tries again at exit, and makes 120 of the exit code
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:

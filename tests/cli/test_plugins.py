@@ -1,4 +1,4 @@
-"""Plugins of other people: built, installed and used as they would do it; one that is broken harms no other."""
+"""Plugins of other people: built, installed and used as they would do it; a broken one does not harm the others."""
 
 from __future__ import annotations
 
@@ -42,6 +42,8 @@ PIGEON = {
             fleet = carrier_pigeon:FleetJob
             wreck = carrier_torn:WreckJob
             crash = carrier_pigeon:CrashJob
+            alias = carrier_pigeon:FleetJob
+            bare = carrier_pigeon:BareJob
         """,
     "carrier_pigeon.py": """
         from pathlib import Path
@@ -54,7 +56,7 @@ PIGEON = {
 
 
         class CarrierPigeonSink(Sink):
-            '''Writes each batch to a loft, one file a pigeon.
+            '''Writes each batch to a loft, one file per pigeon.
 
             What follows is for people who read more than one line.
             '''
@@ -68,19 +70,19 @@ PIGEON = {
                 options = url.options(size=Annotated[int, Meta(ge=1)])
                 return cls(Path(url.path), options.get("size", 1000))
 
-            def position(self, outbox_id):
+            def mark(self, outbox_id):
                 return None
 
             def send(self, batch):
                 assert len(batch.entries) <= self.size
-                pigeon = self.loft / f"{batch.position:09}.pigeon"
+                pigeon = self.loft / f"{batch.mark.position:09}.pigeon"
                 pigeon.write_bytes(b"".join(entry.payload + b"\\n" for entry in batch.entries))
 
 
         class HalfSink(Sink):
             '''Lacks send.'''
 
-            def position(self, outbox_id):
+            def mark(self, outbox_id):
                 return None
 
 
@@ -100,8 +102,9 @@ PIGEON = {
         class FleetJob(Job[Trip]):
             '''Send every truck on a trip.'''
 
-            default_outbox = "sqlite:///{name}.db"
-            default_sink = "jsonl:{name}.jsonl"
+            name = "fleet"
+            default_outbox = "sqlite:///fleet.db"
+            default_sink = "jsonl:fleet.jsonl"
 
             class Options(JobOptions, frozen=True):
                 depot: Annotated[str, Meta(description="Which depot")] = "north"
@@ -123,9 +126,19 @@ PIGEON = {
         class CrashJob(FleetJob):
             '''Stop short.'''
 
+            name = "crash"
+            default_outbox = "sqlite:///crash.db"
+
             def pages(self, run):
                 yield from super().pages(run)
                 raise ZeroDivisionError("no road left")
+
+
+        class BareJob(FleetJob):
+            '''Name neither outbox nor sink.'''
+
+            name = "bare"
+            default_outbox = default_sink = None
         """,
     "carrier_torn.py": """
         raise RuntimeError("torn in transit")
@@ -154,7 +167,7 @@ COPYCAT = {
         class EchoSink(Sink):
             '''Says it again.'''
 
-            def position(self, outbox_id):
+            def mark(self, outbox_id):
                 return None
 
             def send(self, batch):
@@ -165,7 +178,7 @@ COPYCAT = {
 
 @dataclass(frozen=True)
 class Installed:
-    """A folder with packages, as on the PYTHONPATH of whoever installed them there."""
+    """A folder with packages, as on the PYTHONPATH of the person who installed them there."""
 
     site: Path
 
@@ -201,26 +214,26 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
 
 
 def test_installed_plugins_are_listed_with_their_origin(installed: Installed, tmp_path: Path) -> None:
-    """``plugins`` shows kind, name, distribution, version and first line of each, ours and other people's."""
+    """``plugins`` shows kind, name, distribution, version and first line of each, also of other people's."""
     outcome = installed.run("plugins", cwd=tmp_path)
     assert (outcome.code, outcome.err) == (0, "")
     lines = {tuple(line.split()[:2]): line for line in outcome.out.splitlines()}
     assert {("outbox", "sqlite"), ("sink", "redis"), ("sink", "jsonl"), ("job", "owm")} <= set(lines)
     assert "carrier-pigeon 1.2 " in lines["sink", "carrier-pigeon"]
-    assert lines["sink", "carrier-pigeon"].endswith(" Writes each batch to a loft, one file a pigeon.")
+    assert lines["sink", "carrier-pigeon"].endswith(" Writes each batch to a loft, one file per pigeon.")
     assert lines["job", "fleet"].endswith(" Send every truck on a trip.")
     assert "people who read" not in outcome.out
 
 
 def test_broken_plugins_are_listed_with_what_is_wrong(installed: Installed, tmp_path: Path) -> None:
-    """``plugins`` shows the broken ones, too, and why; as JSON, one object a line."""
+    """``plugins`` shows the broken ones, too, and why; as JSON, one object per line."""
     outcome = installed.run("plugins", "--json", cwd=tmp_path)
     assert (outcome.code, outcome.err) == (0, "")
     plugins = [json.loads(line) for line in outcome.out.splitlines()]
     assert all(list(plugin) == ["kind", "name", "distribution", "summary", "problem"] for plugin in plugins)
     assert sum(plugin["name"] == "echo" for plugin in plugins) == 2
     broken = {plugin["name"]: plugin["problem"] for plugin in plugins if plugin["problem"] is not None}
-    assert set(broken) == {"torn", "needy", "ghost", "nameless", "stone", "value", "half", "wreck"}
+    assert set(broken) == {"torn", "needy", "ghost", "nameless", "stone", "value", "half", "wreck", "alias"}
     assert "torn in transit" in broken["wreck"]
     text = installed.run("plugins", cwd=tmp_path).out
     assert all(problem in text for problem in broken.values())
@@ -250,25 +263,86 @@ def test_an_option_of_a_sink_of_other_people_is_checked(installed: Installed, tm
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "problem"),
     [
-        ("torn", "'torn' RuntimeError torn in transit upgrade"),
-        ("needy", "'needy' install 'no_such_driver'"),
-        ("ghost", "'ghost' carrier_ghost reinstall"),
-        ("nameless", "'nameless' NoSuchSink reinstall"),
-        ("stone", "'stone' carrier_pigeon:Stone no subclass of owm_outbox.Sink owm_outbox.sinks"),
-        ("value", "'value' carrier_pigeon:LOFT no subclass of owm_outbox.Sink owm_outbox.sinks"),
-        ("half", "'half' carrier_pigeon:HalfSink define send"),
-        ("echo", "'echo' copycat 0.3 uninstall"),
+        (
+            "torn",
+            "'torn' of carrier-pigeon 1.2 cannot be imported (RuntimeError: torn in transit): reinstall or upgrade it",
+        ),
+        (
+            "needy",
+            "'needy' of carrier-pigeon 1.2 cannot be imported (ModuleNotFoundError: No module named 'no_such_driver'): "
+            "install 'no_such_driver', or the extra of carrier-pigeon that includes it",
+        ),
+        (
+            "ghost",
+            "'ghost' of carrier-pigeon 1.2 cannot be imported (ModuleNotFoundError: No module named 'carrier_ghost'): "
+            "reinstall or upgrade it",
+        ),
+        (
+            "nameless",
+            "'nameless' of carrier-pigeon 1.2 cannot be imported (AttributeError: module 'carrier_pigeon' has no "
+            "attribute 'NoSuchSink'): reinstall or upgrade it",
+        ),
+        (
+            "stone",
+            "'stone' of carrier-pigeon 1.2 (carrier_pigeon:Stone) is not a subclass of owm_outbox.Sink: "
+            "fix the entry point in group owm_outbox.sinks",
+        ),
+        (
+            "value",
+            "'value' of carrier-pigeon 1.2 (carrier_pigeon:LOFT) is not a subclass of owm_outbox.Sink: "
+            "fix the entry point in group owm_outbox.sinks",
+        ),
+        ("half", "'half' of carrier-pigeon 1.2 (carrier_pigeon:HalfSink) does not define send"),
+        ("echo", "sink 'echo' is installed by carrier-pigeon 1.2 and copycat 0.3: uninstall all but one"),
     ],
 )
-def test_a_broken_sink_is_named_with_its_mend(name: str, words: str, installed: Installed, tmp_path: Path) -> None:
+def test_a_broken_sink_is_named_with_its_fix(name: str, problem: str, installed: Installed, tmp_path: Path) -> None:
     """A plugin that cannot be used ends with 78 and a line that names its distribution and what to do."""
-    outcome = installed.run("run", "owm", "--sink", f"{name}:", "--outbox", "sqlite:///tasks.db", cwd=tmp_path)
-    assert (outcome.code, outcome.out) == (78, ""), outcome.err
-    for word in ("carrier-pigeon 1.2", *words.split()):
-        assert word in outcome.line
+    outcome = installed.run("run", "fleet", "--sink", f"{name}:", cwd=tmp_path)
+    assert (outcome.code, outcome.out, outcome.line) == (78, "", f"owm-outbox: {problem}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_has_one_name(installed: Installed, tmp_path: Path) -> None:
+    """A job under another name than its class has is refused: its variables and its runs would carry the wrong one."""
+    outcome = installed.run("run", "alias", cwd=tmp_path)
+    assert (outcome.code, outcome.out) == (78, "")
+    assert outcome.line == (
+        "owm-outbox: 'alias' of carrier-pigeon 1.2 (carrier_pigeon:FleetJob) has the name 'fleet': "
+        "write name = 'alias' in its class"
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("run bare", "job 'bare' has no default outbox: give --outbox or set BARE_OUTBOX"),
+        ("run bare --outbox memory:", "job 'bare' has no default sink: give --sink or set BARE_SINK"),
+        ("status --job bare", "job 'bare' has no default outbox: give --outbox or set BARE_OUTBOX"),
+        ("drain --job bare --outbox memory:", "job 'bare' has no default sink: give --sink or set BARE_SINK"),
+        ("check sink carrier-pigeon:.", "carrier-pigeon: this kind of sink cannot be checked without touching the real "
+         "one: run its contract test instead"),
+    ],
+)  # fmt: skip
+def test_what_a_plugin_does_not_give_must_be_given(
+    command: str, line: str, installed: Installed, tmp_path: Path
+) -> None:
+    """A job without a default outbox or sink, and a sink without a scratch destination, say what to do instead."""
+    outcome = installed.run(*command.split(), cwd=tmp_path)
+    assert (outcome.code, outcome.out, outcome.line) == (78, "", f"owm-outbox: {line}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_logs_of_a_job_follow_its_own_variables(installed: Installed, tmp_path: Path) -> None:
+    """``FLEET_LOG_LEVEL`` is for the job fleet; ``OWM_LOG_LEVEL`` is for the job owm and no other."""
+    own = installed.run("run", "fleet", cwd=tmp_path, FLEET_LOG_LEVEL="info")
+    assert (own.code, len(own.err.splitlines())) == (0, 2)
+    other = installed.run("run", "fleet", cwd=tmp_path, OWM_LOG_LEVEL="info", OWM_LOG_FORMAT="json")
+    assert (other.code, other.err) == (0, "")
+    drained = installed.run("drain", "--job", "fleet", cwd=tmp_path, FLEET_SINK="nowhere:", FLEET_LOG_FORMAT="json")
+    assert json.loads(drained.line)["exit_code"] == drained.code == 78
 
 
 def test_a_broken_job_does_not_hide_the_others(installed: Installed, tmp_path: Path) -> None:
@@ -364,13 +438,21 @@ def test_commands_find_the_outbox_of_a_job_of_other_people(installed: Installed,
     assert json.loads(installed.run("status", "--job=fleet", "--json", cwd=tmp_path, **moved).out) == report
 
 
-def test_a_bug_in_a_job_is_called_one(installed: Installed, tmp_path: Path) -> None:
-    """What a job raises ends with 70 and one line; debug shows where; what was committed before stays."""
+def _source(installed: Installed) -> str:
+    return (installed.site / "carrier_pigeon.py").read_text()
+
+
+def test_a_bug_in_a_job_is_named_with_its_line(installed: Installed, tmp_path: Path) -> None:
+    """What a job raises ends with 70 and one line; what was stored before is delivered; debug shows the traceback."""
     outcome = installed.run("run", "crash", cwd=tmp_path)
     assert (outcome.code, outcome.out) == (70, "")
-    assert "a bug: ZeroDivisionError: no road left" in outcome.line
+    line = 1 + next(n for n, text in enumerate(_source(installed).splitlines()) if "no road left" in text)
+    assert outcome.line == (
+        f"owm-outbox: job 'crash' failed at {installed.site}/carrier_pigeon.py:{line}: ZeroDivisionError: no road left "
+        "[3 tasks extracted, 0 waiting in the outbox]"
+    )
     status = json.loads(installed.run("status", "--job", "crash", "--json", cwd=tmp_path).out)
-    assert status["pending"] == 3
+    assert (status["pending"], status["runs"][0]["report"]["complete"]) == (0, False)
     debug = installed.run("run", "crash", "--log-level", "debug", cwd=tmp_path)
     assert debug.code == 70
     assert "Traceback" in debug.err

@@ -1,4 +1,4 @@
-"""How far a run is: a bar at a terminal, lines in the log elsewhere, and nothing where nobody asked."""
+"""How far a run has got: a bar at a terminal, lines in the log elsewhere, and nothing where nobody asked."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from owm_outbox import OutboxRelay
+from owm_outbox.cli.progress import ProgressLog
 from owm_outbox.jobs.owm import OwmJob
-from owm_outbox.progress import ProgressLog
 from owm_outbox_backends.jsonl import JsonLinesSink
 from owm_outbox_backends.memory import MemoryOutbox
 
@@ -40,7 +40,7 @@ def _on_a_terminal(*command: str) -> tuple[int, str]:
     try:
         while some := os.read(ours, 4096):
             shown += some
-    except OSError:  # how Linux says that nobody has the other end any more
+    except OSError:  # how Linux says that the other end was closed
         pass
     finally:
         os.close(ours)
@@ -48,7 +48,7 @@ def _on_a_terminal(*command: str) -> tuple[int, str]:
 
 
 def test_a_terminal_shows_a_bar(tmp_path: Path) -> None:
-    """It shows tasks of how many, the rate, the time left, pages and what is delivered, and is gone in the end."""
+    """It shows tasks of how many, the rate, the time left, pages and what is delivered, and is removed at the end."""
     with misbehaving(made_up(100)) as service:
         service.misbehave(slow(0.3))
         code, shown = _on_a_terminal("owm-producer", *_args(service, tmp_path))
@@ -69,13 +69,13 @@ def test_elsewhere_there_are_lines_if_wanted(tmp_path: Path) -> None:
         outcome = run("owm-producer", *_args(service, tmp_path), "--log-level", "info")
         quiet = run("owm-producer", *_args(service, tmp_path))
     first, last = outcome.err.splitlines()
-    assert re.search(r"INFO run \S+ of owm starts$", first)
-    assert re.search(r"INFO run \S+ complete: 100 tasks, 100 delivered, 0 rejected, 0 waiting, \d+\.\d s$", last)
+    assert re.search(r"INFO run \S+ of job owm starts$", first)
+    assert re.search(r"INFO run \S+ is complete: 100 tasks, 100 delivered, 0 rejected, 0 waiting, \d+\.\d s$", last)
     assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
 
 
-def test_a_line_every_so_often(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A long run says how far it is each time so many seconds have passed: 10 here, 3 seconds a commit."""
+def test_a_long_run_logs_a_line_at_intervals(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A long run says how far it has got each time an interval has passed: 10 s here, at 3 s per commit."""
     caplog.set_level(logging.INFO, "owm_outbox.progress")
     seconds = iter(range(0, 1000, 3))
     with misbehaving(made_up(4000)) as service:
@@ -83,8 +83,8 @@ def test_a_line_every_so_often(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         progress = ProgressLog(every=10.0, clock=lambda: next(seconds))
         OutboxRelay(MemoryOutbox(), JsonLinesSink(tmp_path / "out"), observers=[progress]).run(job)
     lines = [record.message for record in caplog.records]
-    # 500 tasks a commit; the clock is asked once when it is made, once at the start, and once a commit.
+    # 500 tasks per commit; the clock is asked once when it is made, once at the start, and once per commit.
     assert lines[1:-1] == [
-        "20 pages came, 2000 of 4000 tasks stored, 1500 delivered, 167 a second, 12 s left",
-        "40 pages came, 4000 of 4000 tasks stored, 3500 delivered, 167 a second, 0 s left",
+        "20 pages fetched, 2000 of 4000 tasks stored, 1500 delivered, 167 per second, 12 s left",
+        "40 pages fetched, 4000 of 4000 tasks stored, 3500 delivered, 167 per second, 0 s left",
     ]

@@ -1,9 +1,10 @@
-"""Our commands, run as users run them: in a process of their own, measured by the operating system."""
+"""The commands, run as users run them: in a process of their own, measured by the operating system."""
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 import sysconfig
@@ -39,7 +40,7 @@ class Outcome:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """Return this process's environment without our own variables, and with these."""
+    """Return this process's environment without variables of the commands, and with these."""
     return {name: value for name, value in os.environ.items() if not name.startswith("OWM_")} | extra
 
 
@@ -69,6 +70,43 @@ def run(
         out, err = process.communicate()
         raise AssertionError(f"{command} hangs; stderr: {err.decode()!r}") from None
     return Outcome(process.returncode, out.decode(), err.decode(), 0.0)
+
+
+# Should bad input be accepted, the command still ends soon, and has no server to harm.
+HARMLESS = {
+    "OWM_API_URL": "http://127.0.0.1:9",
+    "OWM_RETRY_WAIT": "0.01",
+    "OWM_OUTBOX": "sqlite:///tasks.db",
+    "OWM_SINK": "redis://127.0.0.1:9/0?stream=s&retries=0",
+}
+
+
+def contents(folder: Path) -> dict[str, tuple[str, int, bytes]]:
+    """Return type and mode, owner and content of all that is in a folder."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode):
+            data = path.read_bytes()
+        else:
+            data = os.fsencode(path.readlink()) if stat.S_ISLNK(status.st_mode) else b""
+        found[str(path.relative_to(folder))] = (stat.filemode(status.st_mode), status.st_uid, data)
+    return found
+
+
+def refused(
+    folder: Path, code: int, line: str, command: str, *args: str, env: Mapping[str, str] | None = None
+) -> Outcome:
+    """Run a command in a folder; check its code and its whole line, and that the folder is untouched.
+
+    :param line: what follows the name of the command.
+    """
+    before = contents(folder)
+    outcome = run(command, *args, cwd=folder, env=HARMLESS | dict(env or {}))
+    assert (outcome.out, outcome.err) == ("", f"{command}: {line}\n")
+    assert outcome.code == code
+    assert contents(folder) == before
+    return outcome
 
 
 def run_measured(command: str, *args: str) -> Outcome:

@@ -1,0 +1,177 @@
+"""stdout is for data, stderr for logs and one line: as text or, to the last line, as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from owm_outbox_backends.sqlite import SqliteOutbox
+
+from support.commands import SCRIPTS, environment, run, start
+from support.servers import Server, free_port
+from support.streams import city_ids
+from support.weather import made_up, serving
+
+OUTBOX = ("--outbox", "sqlite:///tasks.db")  # in the folder that the command runs in
+COUNT = 250
+
+# -- stdout
+
+
+def test_success_is_silent(server: Server, stream: str, tmp_path: Path) -> None:
+    """A complete run says nothing, neither on stdout nor on stderr."""
+    with serving(made_up(3)) as api:
+        outcome = run("owm-producer", *OUTBOX, "--sink", server.url(stream), "--api-url", api.url, cwd=tmp_path)
+    assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
+    assert city_ids(server, stream) == [1, 2, 3]
+
+
+def test_both_names_of_the_producer_do_the_same(tmp_path: Path) -> None:
+    """``owm-outbox run owm`` is ``owm-producer``: with --json, one JSON object on one line, the report."""
+    with serving(made_up(3)) as api:
+        args = (*OUTBOX, "--sink", "jsonl:tasks.jsonl", "--api-url", api.url, "--json")
+        outcomes = [run("owm-producer", *args, cwd=tmp_path), run("owm-outbox", "run", "owm", *args, cwd=tmp_path)]
+    for outcome in outcomes:
+        assert (outcome.code, outcome.err) == (0, "")
+        assert outcome.out.count("\n") == 1
+        assert list(outcome.report) == [
+            "run_id",
+            "job",
+            "resumed",
+            "complete",
+            "expected",
+            "extracted",
+            "duplicates",
+            "delivered",
+            "redelivered",
+            "rejected",
+            "pending",
+            "missing",
+            "seconds",
+            "trimmed",
+            "forked",
+        ]
+        assert (outcome.report["complete"], outcome.report["delivered"]) == (True, 3)
+
+
+def test_an_incomplete_run_has_a_report_too(tmp_path: Path) -> None:
+    """With --json, stdout has the report also when the sink is down, and stderr what to do."""
+    sink = f"redis://127.0.0.1:{free_port()}/0?stream=s&retries=0"
+    with serving(made_up(3)) as api:
+        outcome = run("owm-producer", *OUTBOX, "--sink", sink, "--api-url", api.url, "--json", cwd=tmp_path)
+    assert outcome.code == 75
+    assert (outcome.report["complete"], outcome.report["pending"], outcome.report["delivered"]) == (False, 3, 0)
+
+
+def test_tasks_can_go_to_stdout(tmp_path: Path) -> None:
+    """``jsonl:-`` writes one line a task, each a JSON object as it would be in a stream."""
+    with serving(made_up(COUNT)) as api:
+        outcome = run("owm-producer", *OUTBOX, "--sink", "jsonl:-", "--api-url", api.url, cwd=tmp_path)
+    assert (outcome.code, outcome.err) == (0, "")
+    written = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [task["city_id"] for task in written] == list(range(1, COUNT + 1))
+    assert all(list(task) == ["task_id", "latitude_deg", "longitude_deg", "city_id"] for task in written)
+
+
+def test_tasks_can_go_to_a_file(tmp_path: Path) -> None:
+    """``jsonl:PATH`` appends one line a task, and leaves what was there."""
+    (tmp_path / "tasks.jsonl").write_text("what was there\n")
+    with serving(made_up(COUNT)) as api:
+        outcome = run("owm-producer", *OUTBOX, "--sink", "jsonl:tasks.jsonl", "--api-url", api.url, cwd=tmp_path)
+    assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
+    first, *lines = (tmp_path / "tasks.jsonl").read_text().splitlines()
+    assert first == "what was there"
+    assert [json.loads(line)["city_id"] for line in lines] == list(range(1, COUNT + 1))
+
+
+def test_a_reader_that_leaves_early_is_an_outage(tmp_path: Path) -> None:
+    """If the reader of stdout ends, as ``head`` does, the code is 75, the line says so, and the rest is kept."""
+    count = 5_000  # far more than a pipe holds, so that the command cannot be done before the reader leaves
+    with serving(made_up(count)) as api:
+        args = (*OUTBOX, "--sink", "jsonl:-", "--api-url", api.url, "--api-limit", "1000", "--log-level", "error")
+        process = start("owm-producer", *args, cwd=tmp_path)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        first = json.loads(process.stdout.readline())
+        process.stdout.close()
+        err = process.stderr.read().decode()
+        process.stderr.close()
+        assert (first["city_id"], process.wait(timeout=60)) == (1, 75)
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("owm-producer: stdout was closed by the reader [")
+    status = json.loads(run("owm-outbox", "status", "--json", *OUTBOX, cwd=tmp_path).out)
+    assert 0 < status["pending"] <= count
+
+
+@pytest.mark.parametrize("command", ["owm-producer --help", "owm-outbox plugins", "owm-outbox status"])
+def test_a_closed_stdout_makes_no_traceback(command: str, tmp_path: Path) -> None:
+    """A command whose reader left before it writes ends with 75 and one line."""
+    SqliteOutbox(tmp_path / "tasks.db").close()
+    program, *args = command.split()
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [SCRIPTS / program, *args],
+            stdin=subprocess.DEVNULL,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            cwd=tmp_path,
+            env=environment(OWM_OUTBOX="sqlite:///tasks.db"),
+            check=False,
+            timeout=60,
+        )
+    finally:
+        os.close(writer)
+    assert done.returncode == 75
+    assert done.stderr == f"{program}: stdout was closed by the reader\n".encode()
+
+
+# -- logs as JSON
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (("--api-url", "http://127.0.0.1:9", "--sink", "jsonl:-", "--retry-wait", "0.01"), 75),
+        (("--sink", "nowhere:"), 78),
+        (("--api-url", "ftp://host"), 78),
+        (("--config", "no-such.toml"), 78),
+        (("--batch-size", "0"), 64),
+        (("--no-such-flag",), 64),
+    ],
+    ids=lambda value: str(value[0]) if isinstance(value, tuple) else None,
+)
+def test_json_logs_are_json_to_the_last_line(args: tuple[str, ...], code: int, tmp_path: Path) -> None:
+    """With --log-format json all of stderr is one JSON object a line, the last with the exit code."""
+    outcome = run("owm-producer", "--log-format", "json", *OUTBOX, *args, cwd=tmp_path)
+    assert (outcome.code, outcome.out) == (code, "")
+    records = [json.loads(line) for line in outcome.err.splitlines()]
+    assert (records[-1]["exit_code"], records[-1]["levelname"]) == (code, "ERROR")
+    assert records[-1]["message"].startswith("owm-producer: ")
+
+
+def test_json_logs_can_be_asked_for_in_the_environment(tmp_path: Path) -> None:
+    """``OWM_LOG_FORMAT`` and ``OWM_LOG_LEVEL`` do what their flags do, for every command of the job owm."""
+    with serving(made_up(3)) as api:
+        env = {"OWM_LOG_FORMAT": "json", "OWM_LOG_LEVEL": "info", "OWM_API_URL": api.url}
+        outcome = run("owm-producer", *OUTBOX, "--sink", "jsonl:-", env=env, cwd=tmp_path)
+    assert outcome.code == 0
+    records = [json.loads(line) for line in outcome.err.splitlines()]
+    assert records
+    assert all({"asctime", "levelname", "name", "message"} <= set(record) for record in records)
+    missing = run("owm-outbox", "status", "--outbox", "sqlite:///none.db", env=env, cwd=tmp_path)
+    assert json.loads(missing.line)["exit_code"] == missing.code == 73
+
+
+def test_json_logs_can_be_asked_for_in_the_file(tmp_path: Path) -> None:
+    """``log_format`` in the file does what the flag does, to the last line, and the flag beats it."""
+    (tmp_path / "owm.toml").write_text('log_format = "json"\n')
+    args = ("--config", "owm.toml", "--sink", "nowhere:", *OUTBOX)
+    outcome = run("owm-producer", *args, cwd=tmp_path)
+    assert json.loads(outcome.line)["exit_code"] == outcome.code == 78
+    assert run("owm-producer", *args, "--log-format", "text", cwd=tmp_path).line.startswith("owm-producer: no sink")
