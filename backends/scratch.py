@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from owm_outbox import URL, OutboxInvalid, Sink
 from owm_outbox.testing import Destination
+from owm_outbox.testing.connections import cut_requests
 
 from .jsonl import JsonLinesSink
 from .memory import MemoryOutbox
@@ -69,6 +70,7 @@ def redis(url: URL) -> Iterator[Destination]:
     stream = f"{given['stream']}:check:{uuid.uuid4()}"
     own: dict[str, Any] = {name: given[name] for name in OPTIONS if name in given and name != "groups"}
     own |= {"stream": stream, "maxlen": _ROOM, "overflow": "hold"}
+    own |= {"retries": 1, "backoff_base": 0.1}  # what fails on purpose need not be tried for a minute
     address = url.without_options(*OPTIONS)
 
     def payloads() -> list[bytes]:
@@ -94,6 +96,7 @@ def redis(url: URL) -> Iterator[Destination]:
                 fill=fill,
                 unreachable=lambda: RedisStreamSink("redis://127.0.0.1:1/0", stream=stream, retries=0),
                 lose=lambda: client.delete(stream),
+                interrupt=cut_requests if url.scheme == "redis" else None,
             )
         finally:
             client.delete(stream, marks_key(stream))

@@ -23,7 +23,8 @@ For an outbox::
 
 The names and docstrings of the tests are the specification. What a backend cannot do, its `Capabilities` say: the
 tests for it are then skipped, with the reason. Look at these reasons: a sink whose failures are not tested (no
-``interruptible``, no ``remote``) may lose tasks and pass all the same.
+``interruptible``, no ``remote``) may lose tasks and pass all the same. `owm_outbox.testing.connections` can cut the
+connections of most clients.
 
 So that ``owm-outbox check`` can run a contract against a live URL, register a function in the entry-point group
 ``owm_outbox.scratch_sinks`` or ``owm_outbox.scratch_outboxes``, under the name of your scheme: it takes the `URL` and

@@ -11,6 +11,7 @@ import pytest
 
 from owm_outbox import Outbox, Sink
 from owm_outbox.testing import Capabilities, Destination, OutboxContract, SinkContract
+from owm_outbox.testing.connections import cut_requests, lose_replies
 from owm_outbox_backends.jsonl import JsonLinesSink
 from owm_outbox_backends.memory import MemoryOutbox
 from owm_outbox_backends.redis_stream import RedisStreamSink
@@ -89,7 +90,7 @@ class TestMemoryOutbox(OutboxContract):
 class TestRedisStreamSink(SinkContract):
     """RedisStreamSink does all that the contract asks, on every server."""
 
-    capabilities = Capabilities(bounded=True, rejects=True, remote=True, notices_loss=True)
+    capabilities = Capabilities(bounded=True, rejects=True, interruptible=True, remote=True, notices_loss=True)
 
     @pytest.fixture
     def destination(self, server: Server, stream: str) -> Destination:
@@ -113,20 +114,24 @@ class TestRedisStreamSink(SinkContract):
             payloads=lambda: [fields[b"data"] for fields in entries(server, stream)],
             fill=fill,
             poison=b'{"task_id": "' + b"x" * 2 * 1024 * 1024 + b'"}',
+            interrupt=cut_requests,
             unreachable=lambda: RedisStreamSink("redis://127.0.0.1:1/0", stream=stream, retries=0),
             lose=lose,
         )
 
 
 class TestRedisStreamSinkWithoutGroups(SinkContract):
-    """Without a consumer group, and without a bound, the promises are the same."""
+    """Without a consumer group, and without a bound, the promises are the same; also when replies are lost."""
+
+    capabilities = Capabilities(interruptible=True)
 
     @pytest.fixture
     def destination(self, server: Server, stream: str) -> Destination:
         """Deliver to a stream that nobody reads."""
         return Destination(
-            open=lambda: RedisStreamSink(f"redis://{server.address}/0", stream=stream, maxlen=0),
+            open=lambda: RedisStreamSink(f"redis://{server.address}/0", stream=stream, maxlen=0, retries=0),
             payloads=lambda: [fields[b"data"] for fields in entries(server, stream)],
+            interrupt=lose_replies,
         )
 
 

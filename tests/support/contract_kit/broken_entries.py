@@ -325,7 +325,7 @@ class StopsAtAnError(MemoryOutbox):
     """Takes an error of the generator for its end."""
 
     def append(self, tasks: Iterable[Any], **rest: Any) -> Stored:
-        given = []
+        given: list[Any] = []
         with suppress(LookupError):
             given.extend(iter(tasks))
         return super().append(given, **rest)

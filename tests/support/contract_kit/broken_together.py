@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -33,8 +33,9 @@ from support.contract_kit.registry import caught_by, sync
 class LetsTwoRelaysIn(MemoryOutbox):
     """Has a lock that locks nothing."""
 
-    def lock(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        yield
 
 
 @caught_by("test_an_error_frees_the_lock")
@@ -177,7 +178,7 @@ class ClosesTheOutboxOnce(MemoryOutbox):
         self.closing = 0
         return super().stats()
 
-    def lock(self) -> AbstractContextManager[None]:
+    def lock(self) -> Any:
         self.closing = 0
         return super().lock()
 

@@ -1,0 +1,58 @@
+"""Failures that no server can be asked for: the connections of this process are cut.
+
+They work for plain connections of clients that are written in Python, not for TLS, and not for clients in C.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+from unittest import mock
+
+__all__ = ["cut_requests", "lose_replies"]
+
+
+def _cut(connection: socket.socket) -> NoReturn:
+    connection.shutdown(socket.SHUT_RDWR)
+    raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+
+
+@contextmanager
+def cut_requests(after: int = 500) -> Iterator[None]:
+    """Cut each connection once this many bytes were sent within the block, in the middle of a request."""
+    left = after
+
+    def send(connection: socket.socket, data: Any, *flags: int) -> int:
+        nonlocal left
+        whole = memoryview(data).cast("B")
+        part = whole[: max(left, 0)]
+        left -= len(whole)
+        socket.socket.__base__.sendall(connection, part, *flags)  # type: ignore[union-attr]  # the one in C
+        if left < 0:
+            _cut(connection)
+        return len(whole)
+
+    with (
+        mock.patch.object(socket.socket, "send", send),
+        mock.patch.object(socket.socket, "sendall", send),
+    ):
+        yield
+
+
+@contextmanager
+def lose_replies() -> Iterator[None]:
+    """Cut each connection when the reply arrives: the request was heard, but nobody learns what became of it."""
+
+    def receive(connection: socket.socket, *args: Any) -> NoReturn:
+        socket.socket.__base__.recv(connection, 1)  # type: ignore[union-attr]  # the one in C
+        _cut(connection)
+
+    with (
+        mock.patch.object(socket.socket, "recv", receive),
+        mock.patch.object(socket.socket, "recv_into", receive),
+    ):
+        yield
