@@ -223,9 +223,11 @@ class SqliteOutbox(Outbox, DeadLetterStore):
         with self._db.transaction() as conn:
             before = acknowledged(conn)
             conn.execute("UPDATE outbox_state SET value = ? WHERE name = 'acknowledged'", (mark.encode(),))
-        if mark.position > before.position:
-            self._clear(0 if self._may_have_more else before.position)
-            self._may_have_more = False
+            cleared = None
+            if mark.position > before.position:
+                cleared = _clear_slice(conn, 0 if self._may_have_more else before.position)
+                self._may_have_more = False
+        self._clear_on(cleared)
 
     def reject(self, reasons: Mapping[int, str]) -> None:
         """Turn entries into dead letters, where they are."""
@@ -244,6 +246,7 @@ class SqliteOutbox(Outbox, DeadLetterStore):
 
     def finish_run(self, run: str, report: RunReport) -> None:
         """Keep the report; if it is complete, close the run and clear its delivered entries."""
+        cleared = None
         with self._db.transaction() as conn:
             number, _ = self._run_number(conn, run)
             conn.execute("UPDATE outbox_runs SET report = ? WHERE number = ?", (msgspec.json.encode(report), number))
@@ -252,8 +255,9 @@ class SqliteOutbox(Outbox, DeadLetterStore):
                     "UPDATE outbox_runs SET state = 'complete', finished_at = ? WHERE number = ?",
                     (self._now(), number),
                 )
+                cleared = _clear_slice(conn, 0)
         if report.complete:
-            self._clear()
+            self._clear_on(cleared)
             self._db.give_space_back()
 
     def stats(self) -> OutboxStats:
@@ -373,26 +377,28 @@ class SqliteOutbox(Outbox, DeadLetterStore):
                 conn.execute("DELETE FROM sqlite_sequence WHERE name = 'outbox_entries'")
                 conn.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('outbox_entries', ?)", (position,))
 
-    def _clear(self, after: int = 0) -> None:
-        """Delete what is acknowledged and belongs to no open run, from beyond this position, a slice per commit."""
-        while True:
-            with self._db.reading() as conn:
-                rows = conn.execute(
-                    f"SELECT position FROM outbox_entries WHERE position > ? AND position <= ? AND {_DELIVERED} "  # noqa: S608 - ours
-                    "ORDER BY position LIMIT ?",
-                    (after, acknowledged(conn).position, _SLICE),
-                ).fetchall()
-            if not rows:
-                return
-            last = rows[-1][0]
+    def _clear_on(self, after: int | None) -> None:
+        """Delete what is left of what may be cleared beyond this position, a slice per commit."""
+        while after is not None:
             with self._db.transaction() as conn:
-                conn.execute(
-                    f"DELETE FROM outbox_entries WHERE position > ? AND position <= ? AND {_DELIVERED}",  # noqa: S608 - ours
-                    (after, last),
-                )
-            if len(rows) < _SLICE:
-                return
-            after = last
+                after = _clear_slice(conn, after)
+
+
+def _clear_slice(conn: sqlite3.Connection, after: int) -> int | None:
+    """Delete some of what is acknowledged and belongs to no open run; return where to continue, ``None`` at the end."""
+    rows = conn.execute(
+        f"SELECT position FROM outbox_entries WHERE position > ? AND position <= ? AND {_DELIVERED} "  # noqa: S608 - ours
+        "ORDER BY position LIMIT ?",
+        (after, acknowledged(conn).position, _SLICE),
+    ).fetchall()
+    if not rows:
+        return None
+    last = int(rows[-1][0])
+    conn.execute(
+        f"DELETE FROM outbox_entries WHERE position > ? AND position <= ? AND {_DELIVERED}",  # noqa: S608 - ours
+        (after, last),
+    )
+    return last if len(rows) == _SLICE else None
 
 
 class _SqliteState(StateStore):

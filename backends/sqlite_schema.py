@@ -25,9 +25,11 @@ def prepare(connection: sqlite3.Connection, path: Path, *, shared: bool) -> None
     :raises OutboxInvalid: a newer version of this package wrote it.
     """
     if not shared and connection.execute("PRAGMA application_id").fetchone()[0] == 0:
+        # In one commit, the first, and before WAL: a file that has anything in it says in its header that it is ours.
+        connection.execute("BEGIN")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # has an effect in a new file only
-        # Before WAL, so that it is in the file's header from the first commit on.
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute("COMMIT")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     db = sqlite_utils.Database(connection, execute_plugins=False)

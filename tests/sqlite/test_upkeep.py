@@ -199,16 +199,24 @@ def test_the_wal_is_bounded_while_a_run_is_cleared(outbox: SqliteOutbox, path: P
 def test_what_a_crash_left_half_cleared_is_cleared_by_the_next_relay(outbox: SqliteOutbox, path: Path) -> None:
     """Killed between two slices, a complete run leaves delivered entries; they are neither sent nor kept."""
     run = outbox.start_run("parcels")
-    _fill(outbox, 100, run=run.id)
+    _fill(outbox, 25_000, run=run.id)
     _acknowledge_all(outbox)
-    outbox._clear = lambda after=0: None  # type: ignore[method-assign]  # dies before it clears anything
-    outbox.finish_run(run.id, _complete(run.id))
-    assert len(outbox.read(0, 1000)) == 100
+
+    class Killed(BaseException):
+        """Ends the method where a kill would."""
+
+    def killed(after: int | None) -> None:
+        raise Killed
+
+    outbox._clear_on = killed  # type: ignore[method-assign]  # dies after the first slice
+    with pytest.raises(Killed):
+        outbox.finish_run(run.id, _complete(run.id))
+    assert len(outbox.read(0, 100_000)) == 15_000
     with SqliteOutbox(path) as after:
         assert after.stats().pending == 0
         after.append([Parcel(uuid.uuid4(), 1)])
         _acknowledge_all(after)
-        assert after.read(0, 1000) == []
+        assert after.read(0, 100_000) == []
 
 
 def test_a_run_is_cleared_on_a_disk_that_is_nearly_full(outbox: SqliteOutbox, path: Path) -> None:
