@@ -10,24 +10,32 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from owm_outbox import ApiUnavailable, Outbox, OutboxRelay, Stopped
-from owm_outbox.breaker import Breaker, NotesStorage
+from owm_outbox import (
+    MemoryState,
+    Outbox,
+    OutboxRelay,
+    Run,
+    RunIncomplete,
+    SourceUnavailable,
+    StateStore,
+    Stop,
+    Stopped,
+)
 from owm_outbox.jobs.owm import OwmIngestionTask, OwmJob
-from owm_outbox.stop import Stop
+from owm_outbox.paging.breaker import Breaker, state_name
 from owm_outbox_backends.jsonl import JsonLinesSink
-from owm_outbox_backends.memory import MemoryOutbox
 from owm_outbox_backends.sqlite import SqliteOutbox
 
 from support.commands import run
 from support.misbehaving import (
     PATIENCE,
+    Exchange,
     Misbehaving,
     Reply,
     delivered,
@@ -48,13 +56,6 @@ NAME = "http://api/cities/"
 FAIL_MAX, OPEN_FOR = 20, 600.0
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def outbox(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Outbox]:
-    """Give an outbox of each kind, whose notes keep the breaker's state."""
-    with MemoryOutbox() if request.param == "memory" else SqliteOutbox(tmp_path / "tasks.db") as outbox:
-        yield outbox
-
-
 @pytest.fixture
 def file(tmp_path: Path) -> Iterator[Outbox]:
     """Give an outbox as a run has it."""
@@ -63,91 +64,100 @@ def file(tmp_path: Path) -> Iterator[Outbox]:
 
 
 @pytest.fixture
-def service() -> Iterator[Misbehaving]:
-    """Serve 250 cities."""
-    with misbehaving(made_up(250)) as service:
-        yield service
+def store() -> StateStore:
+    """Give a place for the state."""
+    return MemoryState()
 
 
-def _breaker(outbox: Outbox) -> Breaker:
-    return Breaker(outbox.notes, NAME, fail_max=FAIL_MAX, open_for=OPEN_FOR)
+class Clock:
+    """Seconds since the epoch, as the test wants them."""
+
+    now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        """Return them."""
+        return self.now
 
 
-def _count(outbox: Outbox, *outcomes: bool) -> None:
+@pytest.fixture
+def clock() -> Clock:
+    """Give a clock that stands still."""
+    return Clock()
+
+
+def _breaker(store: StateStore, clock: Callable[[], float] = time.time, *, token: str | None = None) -> Breaker:
+    return Breaker(store, NAME, token, fail_max=FAIL_MAX, open_for=OPEN_FOR, now=clock)
+
+
+def _count(store: StateStore, clock: Callable[[], float], *outcomes: bool) -> None:
     """Count these outcomes (``True`` is a failure), each as if in a process of its own."""
     for failed in outcomes:
-        _breaker(outbox).count(failed=failed)
+        _breaker(store, clock).count(failed=failed)
 
 
-def _is_open(outbox: Outbox) -> bool:
+def _is_open(store: StateStore, clock: Callable[[], float], *, token: str | None = None) -> bool:
     try:
-        _breaker(outbox).check()
-    except ApiUnavailable:
+        _breaker(store, clock, token=token).check()
+    except SourceUnavailable:
         return True
     return False
 
 
-def _age(outbox: Outbox, seconds: float, name: str = NAME) -> None:
-    """Let the stored state be so much older."""
-    saved = outbox.notes.get(f"breaker:{name}")
-    assert saved is not None
-    state: dict[str, Any] = json.loads(saved)
-    for field, value in state.items():
-        if isinstance(value, float) and value:
-            state[field] = value - seconds
-        elif isinstance(value, list):
-            state[field] = [moment - seconds for moment in value]
-    outbox.notes.set(f"breaker:{name}", json.dumps(state).encode())
+def _age(outbox: Outbox, seconds: float, service: Misbehaving) -> None:
+    """Let the stored state be this much older."""
+    name = f"breaker:{service.url}/cities/"
+    state: dict[str, Any] = json.loads(outbox.state.get(name) or b"")
+    state["opened_at"] -= seconds
+    state["failures"] = [moment - seconds for moment in state["failures"]]
+    outbox.state.set(name, json.dumps(state).encode())
+
+
+def _state(outbox: Outbox, service: Misbehaving) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(outbox.state.get(f"breaker:{service.url}/cities/") or b"{}")
+    return {"state": "closed", "failures": []} | found
 
 
 # -- counting
 
 
-def test_the_20th_failure_in_a_row_opens_it(outbox: Outbox) -> None:
+def test_the_20th_failure_in_a_row_opens_it(store: StateStore, clock: Clock) -> None:
     """19 failures are let pass; the 20th opens it, and the error says until when and what to do."""
-    _count(outbox, *[True] * 19)
-    assert not _is_open(outbox)
-    _count(outbox, True)
-    with pytest.raises(ApiUnavailable, match="circuit breaker is open") as caught:
-        _breaker(outbox).check()
-    closes = datetime.strptime(str(caught.value).partition("until ")[2][:19], "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
-    left = closes - datetime.now(UTC)
-    assert timedelta(seconds=OPEN_FOR - PATIENCE) < left <= timedelta(seconds=OPEN_FOR)
-    assert NAME in str(caught.value)
-    assert "call again" in str(caught.value)
+    _count(store, clock, *[True] * 19)
+    assert not _is_open(store, clock)
+    breaker = _breaker(store, clock)
+    breaker.count(failed=True, reason="it answered 500")
+    with pytest.raises(SourceUnavailable) as caught:
+        breaker.check()
+    assert str(caught.value) == (
+        f"{NAME} failed 20 requests in a row (it answered 500): the circuit breaker is open, and nothing is sent until "
+        "2027-01-15 08:10:00 UTC; run again then"
+    )
     assert caught.value.exit_code == 75
 
 
-def test_a_success_in_between_starts_the_count_anew(outbox: Outbox) -> None:
+def test_a_success_in_between_starts_the_count_from_zero(store: StateStore, clock: Clock) -> None:
     """Only failures in a row count."""
-    _count(outbox, *[True] * 19, False, *[True] * 19)
-    assert not _is_open(outbox)
-    _count(outbox, True)
-    assert _is_open(outbox)
+    _count(store, clock, *[True] * 19, False, *[True] * 19)
+    assert not _is_open(store, clock)
+    _count(store, clock, True)
+    assert _is_open(store, clock)
 
 
-def test_apis_are_told_apart(outbox: Outbox) -> None:
-    """Each address has a breaker of its own."""
-    _count(outbox, *[True] * 20)
-    assert _is_open(outbox)
-    Breaker(outbox.notes, "http://other/cities/", fail_max=FAIL_MAX, open_for=OPEN_FOR).check()
-
-
-def test_the_state_outlives_the_process(tmp_path: Path) -> None:
-    """Failures, and an open breaker, are found again when the outbox is opened anew."""
+def test_the_state_outlives_the_process(tmp_path: Path, clock: Clock) -> None:
+    """Failures, and an open breaker, are found again when the outbox is opened again."""
     for _ in range(4):
         with SqliteOutbox(tmp_path / "tasks.db") as outbox:
-            assert not _is_open(outbox)
-            breaker = _breaker(outbox)
+            assert not _is_open(outbox.state, clock)
+            breaker = _breaker(outbox.state, clock)
             for _ in range(5):
                 breaker.count(failed=True)
     with SqliteOutbox(tmp_path / "tasks.db") as outbox:
-        assert _is_open(outbox)
+        assert _is_open(outbox.state, clock)
 
 
 def test_it_counts_right_from_many_threads(outbox: Outbox) -> None:
     """19 failures from as many threads at once are 19; one more opens it."""
-    breaker, start = _breaker(outbox), threading.Barrier(19)
+    breaker, start = _breaker(outbox.state), threading.Barrier(19)
 
     def fail() -> None:
         start.wait(PATIENCE)
@@ -160,95 +170,194 @@ def test_it_counts_right_from_many_threads(outbox: Outbox) -> None:
         thread.join(PATIENCE)
     breaker.check()
     breaker.count(failed=True)
-    with pytest.raises(ApiUnavailable):
+    with pytest.raises(SourceUnavailable):
         breaker.check()
 
 
-@pytest.mark.parametrize("note", [b"", b"nonsense", b"[]", b'{"state":7}', b'{"failures":19,"state":"closed"}'])
-def test_a_state_that_cannot_be_read_is_as_good_as_none(note: bytes, outbox: Outbox) -> None:
-    """A note of another version, or a damaged one, does not keep a run from starting: the count begins anew."""
-    outbox.notes.set(f"breaker:{NAME}", note)
-    assert not _is_open(outbox)
-    _count(outbox, *[True] * 20)
-    assert _is_open(outbox)
+@pytest.mark.parametrize(
+    "saved", [b"", b"nonsense", b"[]", b'{"state":7}', b'{"state":"ajar"}', b'{"failures":19,"state":"closed"}']
+)
+def test_a_state_that_cannot_be_read_counts_from_zero(saved: bytes, store: StateStore, clock: Clock) -> None:
+    """A state of another version, or a damaged one, does not keep a run from starting."""
+    store.set(f"breaker:{NAME}", saved)
+    assert not _is_open(store, clock)
+    _count(store, clock, *[True] * 20)
+    assert _is_open(store, clock)
 
 
-# -- forgetting
+def test_a_state_of_version_0_1_is_read(store: StateStore, clock: Clock) -> None:
+    """An API that an older version left alone is left alone."""
+    saved = {"state": "open", "failures": [clock.now - 9] * 20, "opened_at": clock.now - 9, "reason": "down"}
+    store.set(f"breaker:{NAME}", json.dumps(saved).encode())
+    assert _is_open(store, clock)
 
 
-class _Clock:
-    now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
+# -- whose it is
 
 
-def _stored(outbox: Outbox, clock: Callable[[], float], name: str = NAME) -> NotesStorage:
-    return NotesStorage(outbox.notes, f"breaker:{name}", forget=OPEN_FOR, now=clock)
+@pytest.mark.parametrize(
+    ("url", "token"),
+    [
+        ("http://other/cities/", None),
+        (NAME, "hush-4f1e"),
+        (NAME, ""),
+        ("http://ada:hush-4f1e@api/cities/", None),
+        ("http://api:81/cities/", None),
+    ],
+    ids=["address", "token", "empty token", "password", "port"],
+)
+def test_each_address_and_token_has_its_own(url: str, token: str | None, store: StateStore, clock: Clock) -> None:
+    """Another address or another token starts with a closed breaker; neither token nor password is stored."""
+    _count(store, clock, *[True] * 20)
+    other = Breaker(store, url, token, fail_max=FAIL_MAX, open_for=OPEN_FOR, now=clock)
+    other.check()
+    for _ in range(20):
+        other.count(failed=True)
+    with pytest.raises(SourceUnavailable) as caught:
+        Breaker(store, url, token, fail_max=FAIL_MAX, open_for=OPEN_FOR, now=clock).check()
+    assert "hush" not in state_name(url, token) + str(caught.value)
+    assert state_name(url, token) != state_name(url, "another")
 
 
-@pytest.mark.parametrize(("seconds", "counted"), [(0, 19), (599, 19), (601, 0), (86_400, 0)])
-def test_failures_are_forgotten_after_600_s(seconds: float, counted: int, outbox: Outbox) -> None:
+def test_a_new_token_is_tried_at_once(file: Outbox, service: Misbehaving, tmp_path: Path) -> None:
+    """20 refusals of a wrong token keep back no request with the right one, and the outbox names neither."""
+
+    def guarded(exchange: Exchange) -> None:
+        (good if exchange.request.headers.get("Authorization") == "Bearer right-4f1e" else status(401))(exchange)
+
+    service.misbehave(guarded)
+    while "circuit breaker is open" not in produce(service, file, tmp_path / "out", api_token="wrong-4f1e").line:  # noqa: S106
+        pass
+    assert produce(service, file, tmp_path / "out", api_token="right-4f1e").code == 0  # noqa: S106
+    assert all(b"-4f1e" not in path.read_bytes() for path in tmp_path.iterdir())
+
+
+# -- the clock
+
+
+@pytest.mark.parametrize(("seconds", "opens"), [(0, True), (599, True), (601, False), (86_400, False)])
+def test_failures_are_forgotten_after_600_s(seconds: float, opens: bool, store: StateStore, clock: Clock) -> None:
     """Failures of the last 600 s count, those of last night do not."""
-    clock = _Clock()
-    for _ in range(19):
-        _stored(outbox, clock).increment_counter()
+    _count(store, clock, *[True] * 19)
     clock.now += seconds
-    assert _stored(outbox, clock).counter == counted
+    _count(store, clock, True)
+    assert _is_open(store, clock) == opens
 
 
-def test_each_failure_is_forgotten_by_its_own_age(outbox: Outbox) -> None:
+def test_each_failure_is_forgotten_by_its_own_age(store: StateStore, clock: Clock) -> None:
     """Failures older than 600 s do not count, however recent the last one is."""
-    clock = _Clock()
-    for _ in range(10):
-        _stored(outbox, clock).increment_counter()
+    _count(store, clock, *[True] * 10)
     clock.now += 500
-    for _ in range(9):
-        _stored(outbox, clock).increment_counter()
+    _count(store, clock, *[True] * 9)
     clock.now += 200
-    assert _stored(outbox, clock).counter == 9
+    _count(store, clock, *[True] * 10)
+    assert not _is_open(store, clock)
+    _count(store, clock, True)
+    assert _is_open(store, clock)
 
 
-def test_a_few_failures_now_and_then_never_open_it(outbox: Outbox) -> None:
+def test_a_few_failures_now_and_then_never_open_it(store: StateStore, clock: Clock) -> None:
     """Five failed requests every nine minutes, hour after hour, are never 20 within 600 s."""
     for _ in range(30):
-        assert not _is_open(outbox)
-        _count(outbox, *[True] * 5)
-        _age(outbox, 540)
+        assert not _is_open(store, clock)
+        _count(store, clock, *[True] * 5)
+        clock.now += 540
 
 
-def test_what_is_open_is_not_forgotten(outbox: Outbox) -> None:
-    """Opening is for 600 s from the last failure on, whatever becomes of the count."""
-    _count(outbox, *[True] * 20)
-    _age(outbox, 590)
-    assert _is_open(outbox)
+@pytest.mark.parametrize("ahead", [1.0, 86_400.0, 74 * 365 * 86_400.0], ids=["a second", "a day", "74 years"])
+def test_a_clock_that_was_ahead_does_not_keep_it_open(ahead: float, store: StateStore, clock: Clock) -> None:
+    """A breaker that opened in what is now the future lets a request through; that one closes it, or opens it now."""
+    clock.now += ahead
+    _count(store, clock, *[True] * 20)
+    assert _is_open(store, clock)
+    clock.now -= ahead
+    assert not _is_open(store, clock)
+    _count(store, clock, True)
+    assert _is_open(store, clock)
+    clock.now += OPEN_FOR
+    assert not _is_open(store, clock)
+    _count(store, clock, False, *[True] * 19)
+    assert not _is_open(store, clock)
+
+
+def test_failures_in_the_future_do_not_count(store: StateStore, clock: Clock) -> None:
+    """19 failures under a clock that was a day ahead, and one now, are one."""
+    clock.now += 86_400
+    _count(store, clock, *[True] * 19)
+    clock.now -= 86_400
+    _count(store, clock, *[True] * 19)
+    assert not _is_open(store, clock)
+    _count(store, clock, True)
+    assert _is_open(store, clock)
+
+
+def test_a_clock_set_back_while_it_is_open_closes_it(store: StateStore, clock: Clock) -> None:
+    """Also within one process nothing waits for a time that was in the future when it was written."""
+    breaker = _breaker(store, clock)
+    for _ in range(20):
+        breaker.count(failed=True)
+    clock.now -= 3600
+    breaker.check()
+    breaker.count(failed=False)
+    assert not _is_open(store, clock)
+
+
+def test_a_run_after_a_clock_that_was_ahead_completes(file: Outbox, service: Misbehaving, tmp_path: Path) -> None:
+    """An API that was down while the clock was a day ahead is read as soon as it is up, by the right clock."""
+    service.misbehave(status(500))
+    while len(service.requests) < 20:
+        produce(service, file, tmp_path / "out", concurrency=1)
+    _age(file, -86_400, service)
+    service.heal()
+    assert produce(service, file, tmp_path / "out").code == 0
+    assert _state(file, service)["state"] == "closed"
 
 
 # -- the trial
 
 
-def test_after_600_s_a_success_closes_it(outbox: Outbox) -> None:
-    """Once the time is over a request may be made; its success closes the breaker, and the count begins anew."""
-    _count(outbox, *[True] * 20)
-    _age(outbox, OPEN_FOR + 1)
-    assert not _is_open(outbox)
-    _count(outbox, False)
-    assert _stored(outbox, time.time).state == "closed"
-    _count(outbox, *[True] * 19)
-    assert not _is_open(outbox)
+def test_it_stays_open_for_600_s(store: StateStore, clock: Clock) -> None:
+    """It is open for 600 s from the last failure on."""
+    _count(store, clock, *[True] * 20)
+    clock.now += 599
+    assert _is_open(store, clock)
+    clock.now += 1
+    assert not _is_open(store, clock)
 
 
-def test_after_600_s_a_failure_opens_it_again(outbox: Outbox) -> None:
+def test_after_600_s_a_success_closes_it(store: StateStore, clock: Clock) -> None:
+    """Once the time is over a request may be made; its success closes the breaker, and the count starts from zero."""
+    _count(store, clock, *[True] * 20)
+    clock.now += OPEN_FOR
+    _count(store, clock, False, *[True] * 19)
+    assert not _is_open(store, clock)
+
+
+def test_after_600_s_a_failure_opens_it_again(store: StateStore, clock: Clock) -> None:
     """If the trial fails, the breaker is open for another 600 s."""
-    _count(outbox, *[True] * 20)
-    _age(outbox, OPEN_FOR + 1)
-    assert not _is_open(outbox)
-    _count(outbox, True)
-    assert _is_open(outbox)
-    _age(outbox, OPEN_FOR - 10)
-    assert _is_open(outbox)
-    _age(outbox, 11)
-    assert not _is_open(outbox)
+    _count(store, clock, *[True] * 20)
+    clock.now += OPEN_FOR
+    assert not _is_open(store, clock)
+    _count(store, clock, True)
+    assert _is_open(store, clock)
+    clock.now += OPEN_FOR - 1
+    assert _is_open(store, clock)
+    clock.now += 1
+    assert not _is_open(store, clock)
+
+
+def test_requests_sent_before_it_opened_change_nothing(store: StateStore, clock: Clock) -> None:
+    """The outcomes of what was under way when it opened are not counted: it is open, and stays so just as long."""
+    breaker = _breaker(store, clock)
+    for _ in range(20):
+        breaker.count(failed=True)
+    clock.now += 100
+    breaker.count(failed=True)
+    breaker.count(failed=False)
+    clock.now += 499
+    assert _is_open(store, clock)
+    clock.now += 1
+    assert not _is_open(store, clock)
 
 
 # -- in a run
@@ -295,24 +404,23 @@ def test_nobody_counts_once_a_run_is_over(file: Outbox, service: Misbehaving, tm
     stop = Stop()
     relay = OutboxRelay(file, JsonLinesSink(tmp_path / "out"), stop=stop)
     job = OwmJob(OwmJob.Options(api_url=service.url, concurrency=8, retry_wait=0.001))
+    fetching: list[threading.Thread] = []
     with stop.on_signals(signal.SIGUSR1), ThreadPoolExecutor(1) as pool:
 
         def interrupt() -> None:
             service.wait_for(lambda service: len(service.requests) == 10)
+            fetching.extend(thread for thread in threading.enumerate() if thread.name.startswith("prefetch"))
             os.kill(os.getpid(), signal.SIGUSR1)
 
         pool.submit(interrupt)
-        with pytest.raises(Stopped):
+        with pytest.raises(RunIncomplete) as caught:
             relay.run(job)
-    name = f"breaker:{service.url}/cities/"
-    before = file.notes.get(name)
-    fetching = [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
-    assert fetching
-    service.heal()  # lets the clients go that were kept waiting: eight failures
+    assert isinstance(caught.value.__cause__, Stopped)
+    assert len(fetching) >= 8
     for thread in fetching:
         thread.join(PATIENCE)
         assert not thread.is_alive()
-    assert file.notes.get(name) == before
+    assert _state(file, service) == {"state": "closed", "failures": []}
 
 
 def test_a_run_that_may_send_nothing_delivers_what_is_left(file: Outbox, service: Misbehaving, tmp_path: Path) -> None:
@@ -333,14 +441,13 @@ def test_when_the_time_is_over_a_run_completes(file: Outbox, service: Misbehavin
     service.misbehave(status(500))
     while len(service.requests) < 20:
         first = produce(service, file, tmp_path / "out", concurrency=1)
-    name = f"{service.url}/cities/"
-    assert _stored(file, time.time, name).state == "open"
-    _age(file, OPEN_FOR + 1, name)
+    assert _state(file, service)["state"] == "open"
+    _age(file, OPEN_FOR + 1, service)
     service.heal()
     ending = produce(service, file, tmp_path / "out")
     assert (ending.code, ending.report.run_id) == (0, first.report.run_id)
     assert ids_in(tmp_path / "out") == list(range(1, 251))
-    assert _stored(file, time.time, name).state == "closed"
+    assert _state(file, service)["state"] == "closed"
 
 
 @pytest.mark.parametrize("reply", [status(500), reset, hang], ids=["500", "reset", "hang"])
@@ -349,7 +456,7 @@ def test_a_trial_is_one_request(reply: Reply, file: Outbox, service: Misbehaving
     service.misbehave(status(500))
     while len(service.requests) < 20:
         produce(service, file, tmp_path / "out", concurrency=1)
-    _age(file, OPEN_FOR + 1, f"{service.url}/cities/")
+    _age(file, OPEN_FOR + 1, service)
     service.heal()
     service.misbehave(reply)
     for _ in range(2):
@@ -388,8 +495,8 @@ def test_pages_that_fail_one_by_one_open_it_at_the_end(file: Outbox, service: Mi
         ending = produce(service, file, tmp_path / "out", concurrency=1)
         assert ending.code == 75
         assert ending.report.missing == list(bad)
-        assert len(service.requests) == 20 + 5 * len(bad) + 20
-        _age(file, OPEN_FOR + 1, f"{service.url}/cities/")
+        assert len(service.requests) == 21 + 5 * len(bad) + 20
+        _age(file, OPEN_FOR + 1, service)
         service.heal()
         assert produce(service, file, tmp_path / "out").code == 0
     assert ids_in(tmp_path / "out") == list(range(1, 3001))
@@ -408,7 +515,8 @@ def test_requests_that_were_never_sent_are_no_failures(file: Outbox, service: Mi
     def failed() -> int:
         return sum(page is not None and page > 4 for page in service.pages)
 
-    pages = job.pages(file.start_run(job))
+    run_ = Run.of(file.start_run(job.name), file.state, Stop())
+    pages = job.pages(run_)
     with closing(pages):  # type: ignore[type-var]  # a generator
         next(pages)
         service.wait_for(lambda _: failed() >= 12)
@@ -417,7 +525,7 @@ def test_requests_that_were_never_sent_are_no_failures(file: Outbox, service: Mi
         thread.join(PATIENCE)
         assert not thread.is_alive()
     assert 12 <= failed() < 20
-    assert _stored(file, time.time, f"{service.url}/cities/").counter <= failed()
+    assert len(_state(file, service)["failures"]) <= failed()
 
 
 def test_the_command_keeps_it_too(service: Misbehaving, tmp_path: Path) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import gzip
-import socket
 import threading
+import time
 import tracemalloc
 from base64 import b64encode
-from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -17,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from owm_outbox import http_client
-from owm_outbox.http_client import Client, RequestFailed
+from owm_outbox.paging.client import Client, RequestFailed
+from owm_outbox.paging.deadlines import Deadline
 
 from support.commands import run
 from support.misbehaving import (
@@ -43,7 +42,6 @@ from support.misbehaving import (
     trickling_header,
     trickling_without_length,
     truncated,
-    until,
 )
 from support.servers import free_port
 from support.weather import made_up
@@ -60,9 +58,9 @@ def service() -> Iterator[Misbehaving]:
 
 
 def _client(
-    *, token: str | None = None, timeout: float = PATIENCE, max_body: int = MEBIBYTE, at_once: int = 1
+    *, token: str | None = None, timeout: float = PATIENCE, max_body: int = MEBIBYTE, connections: int = 1
 ) -> Client:
-    return Client(token=token, timeout=timeout, max_body=max_body, at_once=at_once)
+    return Client(token=token, timeout=timeout, max_body=max_body, connections=connections)
 
 
 def _get(client: Client, service: Misbehaving, page: int = 0) -> bytes:
@@ -87,7 +85,7 @@ def _refused(service: Misbehaving, **options: object) -> RequestFailed:
     [good, chunked, body(gzip.compress, Content_Encoding="gzip"), slow(0.05)],
     ids=["plain", "chunked", "gzip", "slow"],
 )
-def test_a_body_comes_whole(reply: Reply, service: Misbehaving) -> None:
+def test_a_body_is_returned_whole(reply: Reply, service: Misbehaving) -> None:
     """However a 200 answer is packed, its body is returned as the API made it."""
     service.misbehave(reply, 1)
     with closing(_client()) as client:
@@ -134,7 +132,7 @@ def test_only_200_is_an_answer(code: int, service: Misbehaving) -> None:
     ],
 )
 def test_an_answer_that_cannot_be_read_is_a_failure(reply: Reply, service: Misbehaving) -> None:
-    """What breaks off or is no HTTP fails in one line that says why."""
+    """What breaks off or is not HTTP fails in one line that says why."""
     service.misbehave(reply)
     assert "cannot be read (" in str(_refused(service))
 
@@ -145,7 +143,7 @@ def test_what_a_server_says_about_itself_is_shown_as_text(service: Misbehaving) 
     assert "answered 500" in str(_refused(service))
 
 
-def test_nobody_there_is_told_from_a_bad_answer(service: Misbehaving) -> None:
+def test_no_answer_is_told_from_a_bad_one(service: Misbehaving) -> None:
     """A failure says whether anybody answered at all."""
     url = f"http://127.0.0.1:{free_port()}/"
     with closing(_client()) as client, pytest.raises(RequestFailed, match="Connection refused") as caught:
@@ -156,7 +154,7 @@ def test_nobody_there_is_told_from_a_bad_answer(service: Misbehaving) -> None:
 
 
 def test_a_connection_that_broke_is_replaced(service: Misbehaving) -> None:
-    """After a failure of any kind the same client goes on with a new connection."""
+    """After a failure of any kind the same client continues with a new connection."""
     for reply in (reset, truncated, hang, trickling_body, status(500)):
         service.misbehave(reply, times=1)
     with closing(_client(timeout=0.3)) as client:
@@ -191,13 +189,14 @@ def test_tls_is_spoken_and_connections_are_kept(secure: Misbehaving) -> None:
         good(exchange)
 
     secure.misbehave(noted, 0)
-    with closing(_trusting(_client(at_once=3))) as client, ThreadPoolExecutor(5) as pool:
+    with closing(_trusting(_client(connections=3))) as client, ThreadPoolExecutor(3) as pool:
         assert len(set(pool.map(lambda _: _get(client, secure), range(50)))) == 1
-        assert 1 <= len(connections) <= 5
-        assert _many(client, secure, 20, threads=5) == 3
+        assert 1 <= len(connections) <= 3
+        assert len(list(pool.map(lambda _: _get(client, secure, 1), range(3)))) == 3
+        assert secure.most_at_once == 3
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(secure: Misbehaving) -> None:
+def test_an_untrusted_certificate_is_refused(secure: Misbehaving) -> None:
     """Nothing is sent to a server that cannot show that it is the one in the address; the line says why."""
     assert "certificate verify failed" in str(_refused(secure, token=TOKEN))
     assert secure.requests == []
@@ -228,31 +227,30 @@ def test_a_request_ends_at_its_timeout(reply: Reply, service: Misbehaving) -> No
 
 @pytest.mark.timeout(30)
 def test_the_timeout_counts_over_redirects(service: Misbehaving) -> None:
-    """A redirect does not start the time anew."""
+    """A redirect does not start the time again."""
     service.misbehave(status(302, Location="/slowly"), 0)
     service.misbehave(trickling_body)
     assert "took longer than 0.2 s" in str(_refused(service, timeout=0.2))
 
 
+@pytest.mark.slow
 def test_a_deadline_ends_no_other_request(service: Misbehaving, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request's time that ends while the next one has its connection ends only itself, though nobody stopped it."""
+    """A request's time that ends while the next one has its connection ends only itself."""
     service.misbehave(slow(1.5), 0)
     service.misbehave(slow(1.0), 1)
     with closing(_client(timeout=2.0)) as client:
         # As if the first one's thread was held up between the last byte and its end.
-        monkeypatch.setattr(client._deadlines, "stop", lambda _: None)
+        monkeypatch.setattr(client._watchdog, "_running", Kept())
         assert _get(client, service, page=0)
         assert _get(client, service, page=1)
     assert service.pages == [0, 1]
 
 
-def test_time_in_the_queue_does_not_count(service: Misbehaving) -> None:
-    """A request that waits for its turn longer than its timeout is made all the same."""
-    service.misbehave(slow(0.4), 0)
-    with closing(_client(timeout=0.6)) as client, ThreadPoolExecutor(3) as pool:
-        bodies = [pool.submit(_get, client, service) for _ in range(3)]
-        assert len({future.result(PATIENCE) for future in bodies}) == 1
-    assert service.most_at_once == 1
+class Kept(set[Deadline]):
+    """Deadlines of requests that never end."""
+
+    def discard(self, element: Deadline) -> None:
+        """Keep it."""
 
 
 @pytest.mark.parametrize("reply", [huge(20 * MEBIBYTE), gzip_bomb(20 * MEBIBYTE)], ids=["huge", "gzip bomb"])
@@ -316,13 +314,20 @@ def test_a_redirect_elsewhere_is_not_followed(service: Misbehaving) -> None:
     assert len(service.requests) == 5
 
 
-@pytest.mark.parametrize("target", ["", "/cities/?page=0&limit=100", "http://[::1", "http://:99999999/"])
-def test_redirects_without_end_or_sense_fail(target: str, service: Misbehaving) -> None:
-    """A redirect in a circle is followed a few times and no more; one that makes no sense not at all."""
+@pytest.mark.parametrize("target", ["", "/cities/?page=0&limit=100"])
+def test_a_redirect_in_a_circle_is_given_up(target: str, service: Misbehaving) -> None:
+    """A redirect to itself is followed five times and no more."""
     service.misbehave(status(302, Location=target))
-    error = _refused(service)
-    assert "redirects " in str(error) or "cannot be read" in str(error)
-    assert 1 <= len(service.requests) <= 6
+    assert str(_refused(service)).endswith("redirects more than 5 times")
+    assert len(service.requests) == 6
+
+
+@pytest.mark.parametrize("target", ["http://[::1", "http://:99999999/"])
+def test_a_redirect_without_sense_fails(target: str, service: Misbehaving) -> None:
+    """A redirect to what is not an address cannot be read, and is not followed."""
+    service.misbehave(status(302, Location=target))
+    assert "cannot be read (" in str(_refused(service))
+    assert len(service.requests) == 1
 
 
 def test_the_token_is_a_bearer(service: Misbehaving) -> None:
@@ -350,7 +355,7 @@ def test_a_user_in_the_address_is_sent_unless_there_is_a_token(
 
 
 @pytest.mark.parametrize("token", [None, TOKEN])
-def test_the_environment_is_none_of_its_business(
+def test_ignores_proxy_and_netrc_of_the_environment(
     token: str | None, service: Misbehaving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Proxies and a .netrc that the environment names are not used."""
@@ -448,100 +453,21 @@ def test_a_retry_after_without_sense_counts_as_none(header: str, service: Misbeh
     assert _refused(service).retry_after is None
 
 
-# -- how many at once
+# -- close
 
 
-def _many(client: Client, service: Misbehaving, count: int, threads: int, page: int = 1) -> int:
-    """Make so many requests from so many threads; return how many there were at once."""
-    service.most_at_once = 0
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda _: _get(client, service, page), range(count)))
-    return service.most_at_once
-
-
-@pytest.mark.parametrize("at_once", [1, 3, 8])
-def test_no_more_requests_at_once_than_allowed(at_once: int, service: Misbehaving) -> None:
-    """Seen from the server, there are as many requests at once as allowed, and never one more."""
-    service.misbehave(together(at_once), 1)
-    with closing(_client(at_once=at_once)) as client:
-        assert _many(client, service, 40, threads=at_once + 8) == at_once
-
-
-@pytest.mark.parametrize("code", [429, 503])
-def test_an_overloaded_server_gets_fewer_requests_at_once(code: int, service: Misbehaving) -> None:
-    """After 429 or 503 half as many are made at once, after another a quarter; later as many as before."""
-    service.misbehave(status(code), 0)
-    with closing(_client(at_once=8)) as client:
-        for page, expected in enumerate((4, 2, 1, 1), start=1):
-            with pytest.raises(RequestFailed):
-                _get(client, service)
-            service.misbehave(together(expected), page)
-            assert _many(client, service, 12, threads=8, page=page) <= expected
-        _many(client, service, 200, threads=8, page=10)
-        service.misbehave(together(8), 11)
-        assert _many(client, service, 16, threads=8, page=11) == 8
-
-
-def test_other_failures_do_not_slow_down(service: Misbehaving) -> None:
-    """A 500 says nothing about load: as many requests are made at once as before."""
-    service.misbehave(status(500), 0)
-    service.misbehave(together(8), 1)
-    with closing(_client(at_once=8)) as client:
-        for _ in range(3):
-            with pytest.raises(RequestFailed):
-                _get(client, service)
-        assert _many(client, service, 16, threads=8) == 8
-
-
-def test_a_connection_that_broke_while_it_waited_is_replaced(
-    service: Misbehaving, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A request whose connection the server closed while it waited for its turn is sent over a new one, once."""
-    monkeypatch.setattr(http_client, "_MAY_BE_DROPPED_AFTER", 0.0)
-    connections: dict[int | None, set[socket.socket]] = defaultdict(set)
-    may_end = threading.Event()
-
-    def held(exchange: Exchange) -> None:
-        assert may_end.wait(PATIENCE)
-        good(exchange)
-
-    replies = {0: together(3), 1: status(503), 2: held, 3: good}
-
-    def noted(exchange: Exchange) -> None:
-        page = exchange.request.page
-        connections[page].add(exchange.connection)
-        replies[page or 0](exchange)
-
-    service.misbehave(noted)
-    with closing(_client(at_once=3)) as client, ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda _: _get(client, service, 0), range(3)))
-        with pytest.raises(RequestFailed):  # from now on there is one request at once
-            _get(client, service, 1)
-        first = pool.submit(_get, client, service, 2)
-        until(lambda: 2 in connections)
-        second = pool.submit(_get, client, service, 3)
-        until(lambda: bool(client._turns._waiting))
-        for idle in connections[0] - connections[1] - connections[2]:
-            idle.shutdown(socket.SHUT_RDWR)
-        may_end.set()
-        first.result(PATIENCE)
-        second.result(PATIENCE)
-    assert service.pages == [0, 0, 0, 1, 2, 3]
-    assert connections[3].isdisjoint(connections[0])
-
-
-def test_close_lets_nobody_wait(service: Misbehaving) -> None:
-    """Whoever waits for a turn when the client is closed is told so, and sends nothing."""
-    service.misbehave(hang)
+@pytest.mark.parametrize("reply", [hang, trickling_body], ids=["hang", "trickle"])
+def test_close_ends_requests_under_way(reply: Reply, service: Misbehaving) -> None:
+    """A request that is under way when the client is closed fails at once, not at its timeout."""
+    service.misbehave(reply)
     client = _client()
     with ThreadPoolExecutor(4) as pool:
         calls = [pool.submit(_get, client, service) for _ in range(4)]
-        service.wait_for(lambda service: len(service.requests) == 1)
+        service.wait_for(lambda service: len(service.requests) == 4)
         client.close()
-        service.heal()
-        errors = [call.exception(PATIENCE) for call in calls]
-    assert sorted(type(error).__name__ for error in errors) == [*["ApiUnavailable"] * 3, "RequestFailed"]
-    assert len(service.requests) == 1
+        began = time.monotonic()
+        assert {type(call.exception(PATIENCE)) for call in calls} == {RequestFailed}
+        assert time.monotonic() - began < PATIENCE / 2
 
 
 def test_close_ends_the_thread_that_watches_the_time(service: Misbehaving) -> None:
