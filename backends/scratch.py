@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,8 +13,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from owm_outbox import URL, OutboxInvalid, Sink
-from owm_outbox.testing import Destination
-from owm_outbox.testing.connections import cut_requests
+from owm_outbox.testing import Destination, cut_requests, full_disk
 
 from .jsonl import JsonLinesSink
 from .memory import MemoryOutbox
@@ -23,29 +21,18 @@ from .redis_connection import CLIENT_OPTIONS, connect, meaning
 from .redis_stream import OPTIONS, RedisStreamSink, marks_key
 from .sqlite import SqliteOutbox
 
-__all__ = ["full_disk", "jsonl", "memory", "redis", "sqlite"]
+__all__ = ["jsonl", "memory", "redis", "sqlite"]
 
 _ROOM = 10_000
 _LEFT = 20
 
 
 @contextmanager
-def full_disk(path: Path, left: int = 100) -> Iterator[None]:
-    """Let this process make no file larger than this one and ``left`` bytes, as on a disk that is almost full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + left, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@contextmanager
 def jsonl(url: URL) -> Iterator[Destination]:
     """Give a file next to the one that ``jsonl:PATH`` names; for stdout, in the folder for temporary files."""
     JsonLinesSink.from_url(url)  # refuses what is wrong with it
-    beside = None if url.path == "-" else Path(url.path).absolute().parent
-    with TemporaryDirectory(prefix="check-", dir=beside) as folder:
+    parent = None if url.path == "-" else Path(url.path).absolute().parent
+    with TemporaryDirectory(prefix="check-", dir=parent) as folder:
         path = Path(folder) / "tasks.jsonl"
 
         def unreachable() -> Sink:
@@ -112,8 +99,8 @@ def memory(url: URL) -> Iterator[Callable[[], MemoryOutbox]]:
 @contextmanager
 def sqlite(url: URL) -> Iterator[Callable[[], SqliteOutbox]]:
     """Give a file in a folder of its own, next to the one that ``sqlite:///PATH`` names."""
-    beside = Path(url.path.removeprefix("/")).absolute().parent
-    if not beside.is_dir():
-        raise OutboxInvalid(f"cannot create an outbox in {beside}, which is not a folder: name another path")
-    with TemporaryDirectory(prefix="check-", dir=beside) as folder:
+    parent = Path(url.path.removeprefix("/")).absolute().parent
+    if not parent.is_dir():
+        raise OutboxInvalid(f"cannot create an outbox in {parent}, which is not a folder: name another path")
+    with TemporaryDirectory(prefix="check-", dir=parent) as folder:
         yield lambda: SqliteOutbox(Path(folder) / "tasks.db")

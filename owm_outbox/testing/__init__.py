@@ -3,7 +3,7 @@
 For a sink::
 
     class TestCarrierPigeonSink(SinkContract):
-        capabilities = Capabilities(remote=True)
+        capabilities = Capabilities(interruptible=True, remote=True)
 
         @pytest.fixture
         def destination(self, tmp_path):
@@ -11,6 +11,7 @@ For a sink::
             return Destination(
                 open=lambda: CarrierPigeonSink(loft),
                 payloads=lambda: read_payloads(loft),
+                interrupt=lambda: full_disk(loft),
                 unreachable=lambda: CarrierPigeonSink("/no/such/loft"),
             )
 
@@ -23,8 +24,8 @@ For an outbox::
 
 The names and docstrings of the tests are the specification. What a backend cannot do, its `Capabilities` say: the
 tests for it are then skipped, with the reason. Look at these reasons: a sink whose failures are not tested (no
-``interruptible``, no ``remote``) may lose tasks and pass all the same. `owm_outbox.testing.connections` can cut the
-connections of most clients.
+``interruptible``, no ``remote``) may lose tasks and pass all the same. `full_disk`, `cut_requests` and
+`lose_replies` are failures that suit many.
 
 So that ``owm-outbox check`` can run a contract against a live URL, register a function in the entry-point group
 ``owm_outbox.scratch_sinks`` or ``owm_outbox.scratch_outboxes``, under the name of your scheme: it takes the `URL` and
@@ -44,6 +45,7 @@ pytest.register_assert_rewrite(*(f"{__name__}.{module.name}" for module in pkgut
 
 from owm_outbox.testing.capabilities import Capabilities  # noqa: E402 - see above
 from owm_outbox.testing.destination import Destination  # noqa: E402 - see above
+from owm_outbox.testing.failures import cut_requests, full_disk, lose_replies  # noqa: E402 - see above
 from owm_outbox.testing.outbox_contract import OutboxContract  # noqa: E402 - see above
 from owm_outbox.testing.parcels import Parcel, ParcelJob, parcel_batch, parcel_mark  # noqa: E402 - see above
 from owm_outbox.testing.sink_contract import SinkContract  # noqa: E402 - see above
@@ -55,6 +57,9 @@ __all__ = [
     "Parcel",
     "ParcelJob",
     "SinkContract",
+    "cut_requests",
+    "full_disk",
+    "lose_replies",
     "parcel_batch",
     "parcel_mark",
 ]

@@ -173,9 +173,9 @@ class OutboxEntries(OutboxFixtures):
 
         def failing() -> Iterator[Parcel]:
             yield from parcels(run, 3)
-            raise LookupError("the source is gone")
+            raise LookupError("the source was closed")
 
-        with pytest.raises(LookupError, match="the source is gone"):
+        with pytest.raises(LookupError, match="the source was closed"):
             outbox.append(failing(), run=run, checkpoint=b"three")
         assert numbers(outbox.read(0, 10)) == [1, 2]
         again = outbox.start_run(JOB)

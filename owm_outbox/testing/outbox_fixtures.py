@@ -44,10 +44,14 @@ class OutboxFixtures:
         raise NotImplementedError("Capabilities(interruptible=True) needs a fixture named interrupt")
 
     @pytest.fixture
-    def failing(self, request: pytest.FixtureRequest) -> Callable[[], AbstractContextManager[object]]:
-        """Give ``interrupt`` to the tests, if the backend can be interrupted."""
+    def _interruptible(self) -> None:
         self.capabilities.need("interruptible")
-        interrupt: Callable[[], AbstractContextManager[object]] = request.getfixturevalue("interrupt")
+
+    @pytest.fixture
+    def failing(
+        self, _interruptible: None, interrupt: Callable[[], AbstractContextManager[object]]
+    ) -> Callable[[], AbstractContextManager[object]]:
+        """Give ``interrupt`` to the tests, if the backend can be interrupted."""
         return interrupt
 
     @pytest.fixture
@@ -56,10 +60,12 @@ class OutboxFixtures:
         raise NotImplementedError("Capabilities(settable_clock=True) needs a fixture named turn_clock")
 
     @pytest.fixture
-    def later(self, request: pytest.FixtureRequest) -> Callable[[timedelta], None]:
-        """Give ``turn_clock`` to the tests, if the backend's clock can be set."""
+    def _settable_clock(self) -> None:
         self.capabilities.need("settable_clock")
-        turn_clock: Callable[[timedelta], None] = request.getfixturevalue("turn_clock")
+
+    @pytest.fixture
+    def later(self, _settable_clock: None, turn_clock: Callable[[timedelta], None]) -> Callable[[timedelta], None]:
+        """Give ``turn_clock`` to the tests, if the backend's clock can be set."""
         return turn_clock
 
     def letters(self, outbox: Outbox) -> DeadLetterStore:

@@ -54,7 +54,7 @@ class OutboxSharing(OutboxFixtures):
             with pytest.raises(OutboxLocked), outbox.lock():
                 pytest.fail("two relays at once")
             kill()
-            for _ in range(40):  # a file is free at once; a server may first have to notice that its client is gone
+            for _ in range(40):  # a file is free at once; a server may first have to notice that its client ended
                 try:
                     with outbox.lock():
                         return
@@ -205,7 +205,7 @@ class OutboxSharing(OutboxFixtures):
             with open_outbox() as outbox:
                 pages = int(outbox.start_run(JOB).checkpoint or 0)
                 stats = outbox.stats()
-                assert pages >= before + finished, "a page whose append had returned is gone"
+                assert pages >= before + finished, "a page whose append had returned was lost"
                 assert numbers(outbox.read(0, 100_000)) == list(range(_PAGE * pages)), (
                     f"the checkpoint says {pages} pages: are the entries and the checkpoint stored in one transaction?"
                 )

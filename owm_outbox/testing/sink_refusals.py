@@ -104,10 +104,12 @@ class SinkRefusals(SinkFixtures):
         return destination.interrupt
 
     @pytest.fixture
-    def failing(self, request: pytest.FixtureRequest) -> Interrupt:
-        """Give ``interrupt`` to the tests, if the backend can be interrupted."""
+    def _interruptible(self) -> None:
         self.capabilities.need("interruptible")
-        interrupt: Interrupt = request.getfixturevalue("interrupt")
+
+    @pytest.fixture
+    def failing(self, _interruptible: None, interrupt: Interrupt) -> Interrupt:
+        """Give ``interrupt`` to the tests, if the backend can be interrupted."""
         return interrupt
 
     def test_a_send_that_fails_says_so(self, sink: Sink, outbox_id: str, failing: Interrupt) -> None:

@@ -10,15 +10,21 @@ from pathlib import Path
 import pytest
 
 from owm_outbox import Outbox, Sink
-from owm_outbox.testing import Capabilities, Destination, OutboxContract, SinkContract
-from owm_outbox.testing.connections import cut_requests, lose_replies
+from owm_outbox.testing import (
+    Capabilities,
+    Destination,
+    OutboxContract,
+    SinkContract,
+    cut_requests,
+    full_disk,
+    lose_replies,
+)
 from owm_outbox_backends.jsonl import JsonLinesSink
 from owm_outbox_backends.memory import MemoryOutbox
 from owm_outbox_backends.redis_stream import RedisStreamSink
-from owm_outbox_backends.scratch import full_disk
 from owm_outbox_backends.sqlite import SqliteOutbox
 
-from support.contract_kit.outboxes import Clock, busy
+from support.contract_kit.outboxes import Clock
 from support.servers import Server
 from support.streams import entries
 
@@ -41,27 +47,11 @@ class TestSqliteOutbox(OutboxContract):
     @pytest.fixture
     def open_outbox(self, tmp_path: Path, clock: Clock) -> Callable[[], Outbox]:
         """Open the same file each time."""
-        return lambda: SqliteOutbox(tmp_path / "tasks.db", timeout=0.1, now=lambda: clock.now().timestamp())
+        return lambda: SqliteOutbox(tmp_path / "tasks.db", now=lambda: clock.now().timestamp())
 
     @pytest.fixture
     def interrupt(self, tmp_path: Path) -> Callable[[], AbstractContextManager[object]]:
-        """Have another program write to the file all the time."""
-        return lambda: busy(tmp_path / "tasks.db")
-
-
-class TestSqliteOutboxOnAFullDisk(OutboxContract):
-    """A disk without room for the WAL is a failure, too."""
-
-    capabilities = Capabilities(interruptible=True)
-
-    @pytest.fixture
-    def open_outbox(self, tmp_path: Path) -> Callable[[], Outbox]:
-        """Open the same file each time."""
-        return lambda: SqliteOutbox(tmp_path / "tasks.db")
-
-    @pytest.fixture
-    def interrupt(self, tmp_path: Path) -> Callable[[], AbstractContextManager[object]]:
-        """Let the WAL grow no further."""
+        """Let there be no room for the WAL."""
         return lambda: full_disk(tmp_path / "tasks.db-wal")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from owm_outbox import Outbox, Sink
-from owm_outbox.testing import Capabilities, Destination, OutboxContract, SinkContract
+from owm_outbox.testing import Capabilities, Destination, OutboxContract, SinkContract, full_disk
 from owm_outbox_backends.memory import MemoryOutbox
 
 from support.contract_kit import (  # noqa: F401 - each registers its broken backends
@@ -26,7 +26,7 @@ from support.contract_kit import (  # noqa: F401 - each registers its broken bac
     broken_together,
 )
 from support.contract_kit.ledger import LedgerSink, ledger_payloads, lose_ledger
-from support.contract_kit.outboxes import Clock, HastySqliteOutbox, busy
+from support.contract_kit.outboxes import Clock, HastySqliteOutbox
 from support.contract_kit.registry import CAUGHT_BY
 from support.contract_kit.shelf import POISON, HonestSink, Shelf
 
@@ -111,8 +111,8 @@ class KitSqliteContract(_WithAClock):
 
     @pytest.fixture
     def interrupt(self, tmp_path: Path) -> Callable[[], AbstractContextManager[object]]:
-        """Have another program write to the file all the time."""
-        return lambda: busy(tmp_path / "tasks.db")
+        """Let there be no room for the WAL."""
+        return lambda: full_disk(tmp_path / "tasks.db-wal")
 
 
 class KitMemoryContract(_WithAClock):

@@ -25,7 +25,7 @@ class LedgerSink(Sink):
         self._connection: sqlite3.Connection | None = None
 
     def mark(self, outbox_id: str) -> str:
-        """Return the mark in the table, unless the last entry that came with it is no longer there."""
+        """Return the mark in the table, unless the last entry of its batch is no longer there."""
         with self.connected() as connection:
             return self.held(connection, outbox_id)
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from owm_outbox_backends.sqlite import SqliteOutbox
 
-__all__ = ["Clock", "HastySqliteOutbox", "busy"]
+__all__ = ["Clock", "HastySqliteOutbox"]
 
 
 class Clock:
@@ -32,14 +30,6 @@ class HastySqliteOutbox(SqliteOutbox):
     """SqliteOutbox without waiting for the disk: no power is cut here."""
 
     def __init__(self, path: Path, now: Callable[[], datetime]) -> None:
-        super().__init__(path, timeout=0.1, now=lambda: now().timestamp())
+        super().__init__(path, now=lambda: now().timestamp())
         with self._db.reading() as connection:
             connection.execute("PRAGMA synchronous = OFF")
-
-
-@contextmanager
-def busy(path: Path) -> Iterator[None]:
-    """Write to the file from another connection all the time."""
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        yield

@@ -1,19 +1,33 @@
-"""Failures that no server can be asked for: the connections of this process are cut.
+"""Failures to test with: a disk that is full, and connections that are cut.
 
-They work for plain connections of clients that are written in Python, not for TLS, and not for clients in C.
+Connections are cut for clients that are written in Python and do not use TLS. All work on the whole process, so only
+within a short block.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
-__all__ = ["cut_requests", "lose_replies"]
+__all__ = ["cut_requests", "full_disk", "lose_replies"]
+
+
+@contextmanager
+def full_disk(path: Path, left: int = 100) -> Iterator[None]:
+    """Let no file become larger than this one and ``left`` bytes, as on a disk that is almost full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + left, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def _cut(connection: socket.socket) -> NoReturn:
