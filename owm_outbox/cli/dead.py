@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from owm_outbox.cli.job_scope import OutboxCommand
 from owm_outbox.cli.outcome import Outcome
-from owm_outbox.cli.relaying import OutboxCommand
 from owm_outbox.errors import ConfigurationError, ExitCode
 from owm_outbox.outbox import DeadLetterStore, Outbox
 from owm_outbox.url import URL

@@ -16,7 +16,7 @@ from click.core import ParameterSource
 
 from owm_outbox.cli.options import make_options
 from owm_outbox.cli.outcome import Outcome, count
-from owm_outbox.cli.run import run_job
+from owm_outbox.cli.relaying import run_job
 from owm_outbox.cli.settings import Settings
 from owm_outbox.errors import ConfigurationError
 from owm_outbox.job import Job

@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
+from owm_outbox.cli.job_scope import DeliveringCommand, OutboxCommand
 from owm_outbox.cli.outcome import count
-from owm_outbox.cli.relaying import DeliveringCommand, OutboxCommand, make_relay
+from owm_outbox.cli.relaying import make_relay
 from owm_outbox.cli.settings import Settings
 from owm_outbox.outbox import OutboxStats
 from owm_outbox.stop import Stop

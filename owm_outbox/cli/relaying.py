@@ -1,125 +1,31 @@
-"""What the commands on an outbox have in common: the job whose outbox it is, a stop, a relay."""
+"""Runs a relay as the settings say, and turns what it raises into how the command ends."""
 
 from __future__ import annotations
 
-import signal
+import logging
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
 import click
+import msgspec
 
-from owm_outbox.cli.logs import are_json, log_params
-from owm_outbox.cli.options import prefix
-from owm_outbox.cli.settings import Settings, outbox_param, sink_params
-from owm_outbox.errors import ConfigurationError
+from owm_outbox.cli.logs import are_json
+from owm_outbox.cli.outcome import Outcome, count
+from owm_outbox.cli.settings import Settings
+from owm_outbox.errors import ExitCode
 from owm_outbox.job import Job
 from owm_outbox.observer import Observer
 from owm_outbox.outbox import Outbox
 from owm_outbox.relay import OutboxRelay
+from owm_outbox.run import RunIncomplete, RunReport
 from owm_outbox.sink import Sink
 from owm_outbox.stop import Stop
 
-__all__ = ["DeliveringCommand", "JobScopedCommand", "OutboxCommand", "listen", "make_relay"]
+__all__ = ["make_relay", "run_job"]
 
-
-class JobScopedCommand(click.Command):
-    """A command whose variables begin with the prefix of a job, which its context has."""
-
-    def get_help_option(self, ctx: click.Context) -> click.Option | None:
-        """Return ``--help``, which has no variable."""
-        option = super().get_help_option(ctx)
-        if option is not None:
-            option.allow_from_autoenv = False
-        return option
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse; if that fails, find out how the logs are to be written, so that the error is written so, too."""
-        given = list(args)
-        try:
-            return super().parse_args(ctx, args)
-        except (click.UsageError, ConfigurationError):
-            tolerant = click.Context(
-                self,
-                parent=ctx.parent,
-                info_name=ctx.info_name,
-                auto_envvar_prefix=ctx.auto_envvar_prefix,
-                resilient_parsing=True,
-                ignore_unknown_options=True,
-                allow_extra_args=True,
-            )
-            tolerant.params.update(ctx.params)
-            with tolerant:
-                super().parse_args(tolerant, given)
-            raise
-
-
-class OutboxCommand(JobScopedCommand):
-    """A command on an outbox. Its variables and its default are those of the job that ``--job`` names."""
-
-    default_job = "owm"
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.params += [
-            outbox_param(),
-            *self.more_params(),
-            click.Option(
-                ["--job"],
-                type=_JobName(),
-                default=self.default_job,
-                show_default=True,
-                is_eager=True,
-                callback=_use_prefix,
-                allow_from_autoenv=False,
-                help="Whose outbox and variables these are.",
-            ),
-            *log_params(),
-        ]
-
-    def more_params(self) -> list[click.Parameter]:
-        """Return what a subclass adds."""
-        return []
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse; until ``--job`` is known, the variables are those of the default job."""
-        ctx.auto_envvar_prefix = prefix(self.default_job)
-        return super().parse_args(ctx, args)
-
-
-class DeliveringCommand(OutboxCommand):
-    """A command on an outbox that also has a sink, and that a signal asks to stop."""
-
-    def more_params(self) -> list[click.Parameter]:
-        """Add the sink's options."""
-        return sink_params()
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Listen to signals, then parse."""
-        listen(ctx)
-        return super().parse_args(ctx, args)
-
-
-class _JobName(click.ParamType[Any]):
-    name = "name"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> type[Job[Any]]:
-        from owm_outbox.plugins import load_job
-
-        return load_job(value)
-
-
-def _use_prefix(ctx: click.Context, _: click.Parameter, job: type[Job[Any]]) -> type[Job[Any]]:
-    ctx.auto_envvar_prefix = prefix(job.name)
-    return job
-
-
-def listen(ctx: click.Context) -> None:
-    """Let SIGINT and SIGTERM set a stop, ``ctx.obj``, from now on and until the command ends."""
-    stop = Stop()
-    ctx.with_resource(stop.on_signals(signal.SIGINT, signal.SIGTERM))
-    ctx.obj = stop
+log = logging.getLogger("owm_outbox")
 
 
 def make_relay(
@@ -127,7 +33,7 @@ def make_relay(
 ) -> OutboxRelay:
     """Return a relay that ends when ``stop`` is set, and that shows its progress as long as ``stack`` is open."""
     progress: Observer
-    if sys.stderr.isatty() and not are_json():
+    if sys.stderr is not None and sys.stderr.isatty() and not are_json():  # None: it was closed from the start
         from owm_outbox.cli.progress import ProgressBar
 
         progress = stack.enter_context(ProgressBar())
@@ -143,3 +49,44 @@ def make_relay(
         stop=stop,
         observers=[progress, *observers],
     )
+
+
+def run_job(job: Job[Any], settings: Settings, stop: Stop, observers: Iterable[Observer] = ()) -> Outcome:
+    """Run a job as the settings say, and write its report to stdout if they ask for it.
+
+    :raises OwmOutboxError: no run was started.
+    """
+    from owm_outbox.plugins import open_outbox, open_sink
+
+    stop.check()
+    with ExitStack() as stack:
+        sink = stack.enter_context(open_sink(settings.sink))  # first: it may be misspelt, and creates nothing
+        outbox = stack.enter_context(open_outbox(settings.outbox))
+        relay = make_relay(stack, outbox, sink, settings, stop, observers)
+        try:
+            report = relay.run(job, resume_within=settings.resume_within)
+        except RunIncomplete as error:
+            if error.exit_code == ExitCode.BUG:
+                log.debug("the traceback of what failed", exc_info=error)
+            report = error.report
+            waiting = f"{count(report.extracted, 'task')} extracted, {report.pending} waiting in the outbox"
+            outcome = Outcome(error.exit_code, f"{error} [{waiting}]", report)
+        else:
+            outcome = Outcome(ExitCode.COMPLETE, "", report)
+            if report.rejected:
+                letters = "1 task became a dead letter"
+                if report.rejected > 1:
+                    letters = f"{report.rejected} tasks became dead letters"
+                outcome = Outcome(ExitCode.DEAD_LETTERS, f"complete, but {letters}: see owm-outbox dead list", report)
+    if settings.as_json:
+        _write(report)
+    return outcome
+
+
+def _write(report: RunReport) -> None:
+    """Write the report to stdout; if that fails, the run still ended as it did."""
+    try:
+        click.echo(msgspec.json.encode(report))
+    except OSError as error:
+        log.warning("the report cannot be written to stdout (%s): owm-outbox status --json has it", error.strerror)
+        sys.stdout = None  # or Python tries again at exit, and makes 120 of the exit code

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Iterable
-from contextlib import ExitStack
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
 from owm_outbox import __version__
 from owm_outbox.cli.config_file import load_toml
+from owm_outbox.cli.job_scope import JobScopedCommand, listen
 from owm_outbox.cli.logs import log_params
 from owm_outbox.cli.options import FiniteRange, job_params, make_options, prefix, secrets
-from owm_outbox.cli.outcome import EXIT_CODES, Outcome, count
-from owm_outbox.cli.relaying import JobScopedCommand, listen, make_relay
+from owm_outbox.cli.outcome import EXIT_CODES, Outcome
+from owm_outbox.cli.relaying import run_job
 from owm_outbox.cli.settings import Settings, outbox_param, sink_params, switch
-from owm_outbox.errors import ExitCode
 from owm_outbox.job import Job
-from owm_outbox.observer import Observer
 from owm_outbox.outbox import RESUME_WITHIN
-from owm_outbox.run import RunIncomplete, RunReport
-from owm_outbox.stop import Stop
 
-__all__ = ["JobCommand", "demo_params", "run_job"]
-
-log = logging.getLogger("owm_outbox")
+__all__ = ["JobCommand", "demo_params"]
 
 
 class JobCommand(JobScopedCommand):
@@ -125,47 +116,6 @@ class JobCommand(JobScopedCommand):
             given = load_toml(path, self._job_name, known)
             ctx.default_map = {flags[name]: value for name, value in given.items()}
         return path
-
-
-def run_job(job: Job[Any], settings: Settings, stop: Stop, observers: Iterable[Observer] = ()) -> Outcome:
-    """Run a job as the settings say, and write its report to stdout if they ask for it.
-
-    :raises OwmOutboxError: no run was started.
-    """
-    from owm_outbox.plugins import open_outbox, open_sink
-
-    stop.check()
-    with ExitStack() as stack:
-        sink = stack.enter_context(open_sink(settings.sink))  # first: it may be misspelt, and creates nothing
-        outbox = stack.enter_context(open_outbox(settings.outbox))
-        relay = make_relay(stack, outbox, sink, settings, stop, observers)
-        try:
-            report = relay.run(job, resume_within=settings.resume_within)
-        except RunIncomplete as error:
-            if error.exit_code == ExitCode.BUG:
-                log.debug("the traceback of what failed", exc_info=error)
-            report = error.report
-            waiting = f"{count(report.extracted, 'task')} extracted, {report.pending} waiting in the outbox"
-            outcome = Outcome(error.exit_code, f"{error} [{waiting}]", report)
-        else:
-            outcome = Outcome(ExitCode.COMPLETE, "", report)
-            if report.rejected:
-                letters = "1 task became a dead letter"
-                if report.rejected > 1:
-                    letters = f"{report.rejected} tasks became dead letters"
-                outcome = Outcome(ExitCode.DEAD_LETTERS, f"complete, but {letters}: see owm-outbox dead list", report)
-    if settings.as_json:
-        _write(report)
-    return outcome
-
-
-def _write(report: RunReport) -> None:
-    """Write the report to stdout; if that fails, the run still ended as it did."""
-    try:
-        click.echo(msgspec.json.encode(report))
-    except OSError as error:
-        log.warning("the report cannot be written to stdout (%s): owm-outbox status --json has it", error.strerror)
-        sys.stdout = None  # or Python tries again at exit, and makes 120 of the exit code
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:

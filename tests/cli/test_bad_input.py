@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
 import pytest
 
-from support.commands import refused
+from support.commands import refused, run
 
 SECRET = "hunter2"  # noqa: S105 - what must not be shown
 
@@ -110,15 +111,8 @@ def test_a_bad_api_url_is_a_configuration_error(url: str, shown: str, problem: s
             "--log-level noisy",
             "Invalid value for '--log-level': 'noisy' is not one of 'debug', 'info', 'warning', 'error'.",
         ),
-        ("owm-producer", "--batch-sise 3", "No such option '--batch-sise'. Did you mean '--batch-size'?"),
-        (
-            "owm-producer",
-            "--api-token hunter2",
-            "No such option '--api-token'. (Did you mean one of: '--api-limit', '--api-url'?)",
-        ),
         ("owm-producer", "cities", "Got unexpected extra argument (cities)."),
         ("owm-producer", "--config .", "Invalid value for '--config': File '.' is a directory."),
-        ("owm-outbox", "statsu", "No such command 'statsu'. Did you mean 'status'?"),
         ("owm-outbox run", "", "Missing argument JOB: name one of owm."),
         ("owm-outbox status", "tasks.db", "Got unexpected extra argument (tasks.db)."),
         ("owm-outbox dead retry", "", "Give positions as owm-outbox dead list shows them, or --all."),
@@ -129,6 +123,29 @@ def test_wrong_usage_ends_with_64(path: str, args: str, line: str, tmp_path: Pat
     """A flag that does not exist or is out of range, or an argument too many or too few, ends with 64."""
     program, *rest = path.split()
     refused(tmp_path, 64, f"{line} Try {path} --help.", program, *rest, *args.split())
+
+
+def test_an_unknown_flag_is_named_with_the_nearest_one(tmp_path: Path) -> None:
+    """A misspelt flag ends with 64, with what click says of it, and where the help is."""
+    said = click.NoSuchOption("--batch-sise", possibilities=["--batch-size"]).format_message()
+    line = f"{' '.join(said.split())} Try owm-producer --help."
+    refused(tmp_path, 64, line, "owm-producer", "--batch-sise", "3")
+
+
+def test_a_secret_is_not_a_flag(tmp_path: Path) -> None:
+    """A secret given as a flag ends with 64, and is not shown: processes, and so their arguments, can be listed."""
+    outcome = run("owm-producer", "--api-token", SECRET, cwd=tmp_path)
+    assert (outcome.code, outcome.out) == (64, "")
+    assert "--api-token" in outcome.line
+    assert SECRET not in outcome.line
+
+
+def test_an_unknown_command_is_named(tmp_path: Path) -> None:
+    """A misspelt command ends with 64, its name, and where the help is."""
+    outcome = run("owm-outbox", "statsu", cwd=tmp_path)
+    assert (outcome.code, outcome.out) == (64, "")
+    assert outcome.line.startswith("owm-outbox: No such command 'statsu'.")
+    assert outcome.line.endswith(" Try owm-outbox --help.")
 
 
 @pytest.mark.parametrize("args", [("run", "omw"), ("status", "--job", "omw")], ids=" ".join)

@@ -42,6 +42,7 @@ def _limits(api: CountingService) -> set[str]:
 # -- the layers of the main job
 
 
+@pytest.mark.slow
 def test_each_layer_beats_the_one_before(tmp_path: Path) -> None:
     """A file beats the default, the environment the file, and a flag all of them."""
     with serving(made_up(150)) as api:
@@ -62,6 +63,7 @@ def test_the_table_of_a_job_beats_the_top_of_the_file(tmp_path: Path) -> None:
         assert (top.requests, table.requests[0]) == ([], "/cities/?page=0&limit=10")
 
 
+@pytest.mark.slow
 def test_outbox_and_sink_follow_the_layers_too(tmp_path: Path) -> None:
     """Where tasks are kept and where they go can be named in file, environment and flag alike."""
     (tmp_path / "owm.toml").write_text("outbox = 'sqlite:///file.db'\n[owm]\nsink = 'jsonl:file.jsonl'\n")
@@ -78,6 +80,7 @@ def test_outbox_and_sink_follow_the_layers_too(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.glob("*.db")} == {"file.db", "flag.db"}
 
 
+@pytest.mark.slow
 def test_a_file_named_by_a_flag_beats_one_named_by_a_variable(tmp_path: Path) -> None:
     """``--config`` and ``OWM_CONFIG`` name the same thing, and the flag wins."""
     (tmp_path / "variable.toml").write_text("api_limit = 10\n")

@@ -16,6 +16,8 @@ import pytest
 from support.commands import SCRIPTS, environment, run, start
 from support.servers import free_port
 
+pytestmark = pytest.mark.slow
+
 CITIES = 34_006
 
 # Python imports it at its start, in the command and in the processes that this starts.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from owm_outbox.cli.weather import City
 from owm_outbox_backends.sqlite import SqliteOutbox
 
 from support.commands import SCRIPTS, environment, run, start
@@ -30,6 +31,7 @@ def test_success_is_silent(server: Server, stream: str, tmp_path: Path) -> None:
     assert city_ids(server, stream) == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_both_names_of_the_producer_do_the_same(tmp_path: Path) -> None:
     """``owm-outbox run owm`` is ``owm-producer``: with --json, one JSON object on one line, the report."""
     with serving(made_up(3)) as api:
@@ -88,6 +90,7 @@ def test_tasks_can_go_to_a_file(tmp_path: Path) -> None:
     assert [json.loads(line)["city_id"] for line in lines] == list(range(1, COUNT + 1))
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early_is_an_outage(tmp_path: Path) -> None:
     """If the reader of stdout ends, as ``head`` does, the code is 75, the line says so, and the rest is kept."""
     count = 5_000  # far more than a pipe holds, so that the command cannot be done before the reader leaves
@@ -129,6 +132,37 @@ def test_a_closed_stdout_makes_no_traceback(command: str, tmp_path: Path) -> Non
         os.close(writer)
     assert done.returncode == 75
     assert done.stderr == f"{program}: stdout was closed by the reader\n".encode()
+
+
+@pytest.mark.parametrize("redirected", [">&-", "2>&-", ">/dev/full", "2>/dev/full"])
+def test_surroundings_do_not_decide_the_outcome(redirected: str, tmp_path: Path) -> None:
+    """A closed or full stdout or stderr changes nothing of what a run did, nor its code."""
+    with serving(made_up(3)) as api:
+        args = f"--json --log-level info --outbox sqlite:///tasks.db --sink jsonl:lines --api-url {api.url}"
+        done = subprocess.run(
+            ["sh", "-c", f"{SCRIPTS / 'owm-producer'} {args} {redirected}"],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "lines").read_text().splitlines()) == 3
+    assert "Traceback" not in done.stderr
+    if redirected == ">/dev/full":
+        assert done.stderr.splitlines()[-1].endswith(
+            "WARNING the report cannot be written to stdout (No space left on device): owm-outbox status --json has it"
+        )
+
+
+def test_a_dead_letter_is_counted_in_the_singular(tmp_path: Path) -> None:
+    """One record that is not a task ends with 65, and the line says so of one."""
+    with serving([*made_up(2), City(901, 91.0, 0.0, "beyond the pole")]) as api:
+        args = (*OUTBOX, "--sink", "jsonl:lines", "--api-url", api.url, "--log-level", "error")
+        outcome = run("owm-producer", *args, cwd=tmp_path)
+    line = "owm-producer: complete, but 1 task became a dead letter: see owm-outbox dead list"
+    assert (outcome.code, outcome.out, outcome.line) == (65, "", line)
 
 
 # -- logs as JSON

@@ -47,6 +47,7 @@ def _on_a_terminal(*command: str) -> tuple[int, str]:
     return process.wait(20), shown.decode()
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_bar(tmp_path: Path) -> None:
     """It shows tasks of how many, the rate, the time left, pages and what is delivered, and is removed at the end."""
     with misbehaving(made_up(100)) as service:
@@ -63,6 +64,7 @@ def test_a_terminal_shows_a_bar(tmp_path: Path) -> None:
     assert frames[-1].strip() == "", "the bar is left on the screen"
 
 
+@pytest.mark.slow
 def test_elsewhere_there_are_lines_if_wanted(tmp_path: Path) -> None:
     """Without a terminal there is no bar; at level info there is a line at the start and one at the end."""
     with misbehaving(made_up(100)) as service:

@@ -57,7 +57,7 @@ def test_a_url_without_a_scheme_says_how_to_write_it(text: str) -> None:
 )
 def test_what_is_no_url_is_refused(text: str) -> None:
     """A bad host or port is a configuration error that names the scheme."""
-    with pytest.raises(ConfigurationError, match=r"redis:.* is no URL"):
+    with pytest.raises(ConfigurationError, match=r"redis:.* is not a URL"):
         URL(text)
 
 

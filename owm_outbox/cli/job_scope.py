@@ -1,0 +1,108 @@
+"""What the commands on an outbox have in common: the job whose outbox and variables these are, and a stop."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import click
+
+from owm_outbox.cli.logs import log_params
+from owm_outbox.cli.options import prefix
+from owm_outbox.cli.settings import outbox_param, sink_params
+from owm_outbox.errors import ConfigurationError
+from owm_outbox.job import Job
+from owm_outbox.stop import Stop
+
+__all__ = ["DeliveringCommand", "JobScopedCommand", "OutboxCommand", "listen"]
+
+
+class JobScopedCommand(click.Command):
+    """A command whose variables begin with the prefix of a job, which its context has."""
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """Return ``--help``, which has no variable."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.allow_from_autoenv = False
+        return option
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse; if that fails, find out how the logs are to be written, so that the error is written so, too."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except (click.UsageError, ConfigurationError):
+            tolerant = click.Context(
+                self,
+                parent=ctx.parent,
+                info_name=ctx.info_name,
+                auto_envvar_prefix=ctx.auto_envvar_prefix,
+                resilient_parsing=True,
+                ignore_unknown_options=True,
+                allow_extra_args=True,
+            )
+            tolerant.params.update(ctx.params)
+            with tolerant:
+                super().parse_args(tolerant, given)
+            raise
+
+
+class OutboxCommand(JobScopedCommand):
+    """A command on an outbox. Its variables and its default are those of the job that ``--job`` names."""
+
+    default_job = "owm"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += [
+            outbox_param(),
+            *self.more_params(),
+            click.Option(
+                ["--job"],
+                metavar="NAME",
+                default=self.default_job,
+                show_default=True,
+                is_eager=True,
+                callback=_use_job,
+                allow_from_autoenv=False,
+                help="Whose outbox and variables these are.",
+            ),
+            *log_params(),
+        ]
+
+    def more_params(self) -> list[click.Parameter]:
+        """Return what a subclass adds."""
+        return []
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse; until ``--job`` is known, the variables are those of the default job."""
+        ctx.auto_envvar_prefix = prefix(self.default_job)
+        return super().parse_args(ctx, args)
+
+
+class DeliveringCommand(OutboxCommand):
+    """A command on an outbox that also has a sink, and that a signal asks to stop."""
+
+    def more_params(self) -> list[click.Parameter]:
+        """Add the sink's options."""
+        return sink_params()
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Listen to signals, then parse."""
+        listen(ctx)
+        return super().parse_args(ctx, args)
+
+
+def _use_job(ctx: click.Context, _: click.Parameter, name: str) -> type[Job[Any]]:
+    from owm_outbox.plugins import load_job
+
+    ctx.auto_envvar_prefix = prefix(name)
+    return load_job(name)
+
+
+def listen(ctx: click.Context) -> None:
+    """Let SIGINT and SIGTERM set a stop, ``ctx.obj``, from now on and until the command ends."""
+    stop = Stop()
+    ctx.with_resource(stop.on_signals(signal.SIGINT, signal.SIGTERM))
+    ctx.obj = stop
