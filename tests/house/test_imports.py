@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import importlib.metadata
 import importlib.resources
 import importlib.util
@@ -214,3 +215,15 @@ def test_no_file_is_too_long_to_read_in_one_sitting(module: str) -> None:
     """Some 300 lines for a part of the engine, 400 for a backend."""
     limit = 410 if module.startswith("owm_outbox_backends") else 310
     assert len(MODULES[module].read_text("utf-8").splitlines()) <= limit
+
+
+def test_the_lowest_versions_are_those_that_are_declared() -> None:
+    """What ``tox -e lowest`` installs is exactly what setup.cfg names as the minimum of each dependency."""
+    root = Path(__file__).parent.parent.parent
+    config = configparser.ConfigParser()
+    config.read(root / "setup.cfg")
+    declared = {line.replace("[hiredis]", "") for line in config["options"]["install_requires"].split()}
+    lines = (root / "tests" / "lowest.txt").read_text("utf-8").splitlines()
+    tested = [line.partition("==") for line in lines if not line.startswith("#")]
+    padded = {name: version.removesuffix(".0") if version.count(".") > 1 else version for name, _, version in tested}
+    assert {f"{name}>={version}" for name, version in padded.items()} == declared

@@ -103,7 +103,7 @@ def test_a_killed_run_goes_on_at_its_checkpoint(
     service.requests.clear()
     outcome = command.run(*sink)
     assert (outcome.code, outcome.err) == (0, "")
-    assert sorted(page for page in service.pages if page is not None) == list(range(done, 30))
+    assert sorted(page for page in service.pages if page is not None) == list(range(done, 31))
     assert (outcome.report["resumed"], outcome.report["extracted"]) == (True, COUNT)
     assert outcome.report["duplicates"] == 0
     assert sorted(city_ids(server, stream)) == ALL
@@ -140,7 +140,7 @@ def test_a_signal_ends_every_wait(
     with SqliteOutbox(command.file) as outbox:
         ending = produce(service, outbox, out)
     assert (ending.code, ending.line, ending.report.run_id) == (0, "", report["run_id"])
-    assert sorted(page for page in service.pages if page is not None) == list(range(done, 30))
+    assert sorted(page for page in service.pages if page is not None) == list(range(done, 31))
     assert ids_in(out) == ALL
 
 
@@ -209,7 +209,7 @@ def test_another_limit_starts_over_within_the_run(outbox: Outbox, service: Misbe
     service.requests.clear()
     second = produce(service, outbox, out, api_limit=250)
     assert (second.code, second.report.run_id, second.report.resumed) == (0, first.report.run_id, True)
-    assert sorted(page for page in service.pages if page is not None) == list(range(12))
+    assert sorted(page for page in service.pages if page is not None) == list(range(13))
     assert second.report.duplicates == COUNT - 100
     assert ids_in(out) == ALL
 
@@ -221,7 +221,7 @@ def test_another_address_starts_over_within_the_run(outbox: Outbox, service: Mis
     assert first.code == 75
     with misbehaving(made_up(COUNT + 50)) as other:
         second = produce(other, outbox, out)
-        assert len(other.requests) == 31
+        assert len(other.requests) == 32
     assert (second.code, second.report.run_id, second.report.expected) == (0, first.report.run_id, COUNT + 50)
     assert ids_in(out) == [*ALL, *range(COUNT + 1, COUNT + 51)]
 
@@ -274,7 +274,7 @@ def test_a_run_is_resumed_within_an_hour(
         assert states == [(first.report.run_id, "complete")]
         assert ids_in(out) == ALL
     else:
-        assert len(service.pages) == 30
+        assert len(service.pages) == 31
         assert states == [(second.report.run_id, "complete"), (first.report.run_id, "incomplete")]
         assert ids_in(out) == sorted([*ALL, *ALL[:700], *ALL[800:]])
         assert len({task["task_id"] for task in delivered(out)}) == 2 * COUNT - 100

@@ -138,7 +138,7 @@ def test_a_deleted_file_ends_the_job_with_one_line(server: Server, stream: str, 
                 path.unlink(missing_ok=True)
             return original(where)
 
-        api.answer = answer  # type: ignore[method-assign]  # the moment at which somebody cleans up /tmp
+        api.answer = answer  # type: ignore[method-assign, assignment]  # the moment at which somebody cleans up /tmp
         args = ("--api-url", api.url, "--outbox", f"sqlite:///{path}", "--sink", server.url(stream), "--json")
         outcome = run("owm-producer", *args)
         assert outcome.code == 73

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from owm_outbox import Batch, Mark, NewEntry, OutboxRelay, RunReport, Sink
+from owm_outbox import Batch, Key, Mark, NewEntry, OutboxRelay, RunReport, Sink
 from owm_outbox_backends.sqlite import SqliteOutbox
 
 from support.commands import environment
@@ -257,7 +257,7 @@ def test_nothing_of_a_newer_sqlite_is_needed(path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(sqlite3, "connect", tracing)
     with SqliteOutbox(path) as outbox:
         run = outbox.start_run("parcels")
-        keys = [0, "0", -1, 2**63, "2", 2, "ä"]
+        keys: list[Key] = [0, "0", -1, 2**63, "2", 2, "ä"]
         outbox.store([NewEntry(key, str(n), {"a": "b"}, b"{}") for n, key in enumerate(keys)], run=run.id)
         assert [entry.key for entry in outbox.read(0, 10)] == keys
         assert outbox.store([NewEntry(key, str(n), {}, b"{}") for n, key in enumerate(keys)], run=run.id).new == 0
