@@ -95,8 +95,7 @@ class MemoryOutbox(Outbox, DeadLetterStore):
             if found is None:
                 found = RunRecord(str(uuid.uuid4()), job, "open", started_at=now, progressed_at=now)
                 self._runs[found.id] = found
-            self._resume_within[found.id] = resume_within
-            self._clear()
+            self._resume_within[found.id] = resume_within or RESUME_WITHIN
             return found
 
     def store(

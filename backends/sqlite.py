@@ -39,7 +39,7 @@ from owm_outbox import (
     new_entries,
 )
 
-from .sqlite_connection import Database
+from .sqlite_connection import Database, FileState
 from .sqlite_rows import RUN_COLUMNS, acknowledged, aware, entry, insert, last_position, record, replace
 
 __all__ = ["SqliteOutbox"]
@@ -90,7 +90,7 @@ class SqliteOutbox(Outbox, DeadLetterStore):
     @property
     def state(self) -> StateStore:
         """State in the same file."""
-        return _SqliteState(self._db)
+        return FileState(self._db)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -102,16 +102,15 @@ class SqliteOutbox(Outbox, DeadLetterStore):
         """Return the open run, or a new one."""
         with self._db.transaction() as conn:
             now = self._now()
+            kept = (resume_within or RESUME_WITHIN).total_seconds()
             number = self._close_runs(conn, job, now, resume_within)
             if resumed := number is not None:
-                conn.execute(
-                    "UPDATE outbox_runs SET resume_within = ? WHERE number = ?", (resume_within.total_seconds(), number)
-                )
+                conn.execute("UPDATE outbox_runs SET resume_within = ? WHERE number = ?", (kept, number))
             else:
                 number = conn.execute(
                     "INSERT INTO outbox_runs (id, job, state, started_at, progressed_at, resume_within) "
                     "VALUES (?, ?, 'open', ?, ?, ?)",
-                    (str(uuid.uuid4()), job, now, now, resume_within.total_seconds()),
+                    (str(uuid.uuid4()), job, now, now, kept),
                 ).lastrowid
                 conn.execute(
                     "DELETE FROM outbox_runs WHERE state <> 'open' "
@@ -399,17 +398,3 @@ def _clear_slice(conn: sqlite3.Connection, after: int) -> int | None:
         (after, last),
     )
     return last if len(rows) == _SLICE else None
-
-
-class _SqliteState(StateStore):
-    def __init__(self, db: Database) -> None:
-        self._db = db
-
-    def get(self, name: str) -> bytes | None:
-        with self._db.reading() as conn:
-            row = conn.execute("SELECT value FROM outbox_state WHERE name = ?", (name,)).fetchone()
-        return None if row is None else bytes(row[0])
-
-    def set(self, name: str, value: bytes) -> None:
-        with self._db.transaction() as conn:
-            conn.execute("INSERT OR REPLACE INTO outbox_state (name, value) VALUES (?, ?)", (name, value))

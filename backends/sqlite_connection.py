@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from owm_outbox import OutboxInvalid, OutboxUnavailable
+from owm_outbox import OutboxInvalid, OutboxUnavailable, StateStore
 
 from .sqlite_file import DatabaseFile
 from .sqlite_schema import APPLICATION_ID, prepare
 
-__all__ = ["Database"]
+__all__ = ["Database", "FileState"]
 
 _MAX_WAL = 8 * 2**20  # bytes
 _MAX_FREE = 64 * 2**20  # bytes of free pages that a file keeps for the next run
@@ -120,6 +120,24 @@ class Database:
             yield
         except sqlite3.Error as error:
             raise _meaning(error, self.path) from error
+
+
+class FileState(StateStore):
+    """State in the file itself."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def get(self, name: str) -> bytes | None:
+        """Return the value last set under ``name``."""
+        with self._db.reading() as conn:
+            row = conn.execute("SELECT value FROM outbox_state WHERE name = ?", (name,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def set(self, name: str, value: bytes) -> None:
+        """Keep ``value`` under ``name``, in a commit of its own."""
+        with self._db.transaction() as conn:
+            conn.execute("INSERT OR REPLACE INTO outbox_state (name, value) VALUES (?, ?)", (name, value))
 
 
 def _meaning(error: sqlite3.Error, path: Path) -> OutboxInvalid | OutboxUnavailable:

@@ -115,9 +115,9 @@ class Outbox(ABC):
     def start_run(self, job: str, *, resume_within: timedelta = RESUME_WITHIN) -> RunRecord:
         """Return the job's open run if `may_resume` says so, else a new one.
 
-        ``resume_within`` is stored with a new run. Every open run, of any job, that is older than its own
-        ``resume_within`` is closed as incomplete: what it left pending stays pending, what of it is acknowledged is
-        cleared with a later ``acknowledge``. So is this job's open run if it is not resumed. A closed run is never
+        ``resume_within`` is stored with the run, or `RESUME_WITHIN` where it is zero. Every open run, of any job, that
+        is older than its own is closed as incomplete: what it left pending stays pending, what of it is acknowledged
+        is cleared with a later ``acknowledge``. So is this job's open run if it is not resumed. A closed run is never
         returned again.
         """
 
