@@ -12,7 +12,7 @@ from urllib.parse import urlencode, urljoin, urlsplit
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from requests.utils import get_auth_from_url
+from requests.utils import default_headers, get_auth_from_url
 
 from owm_outbox.paging.deadlines import Watchdog
 from owm_outbox.url import redacted
@@ -20,6 +20,7 @@ from owm_outbox.url import redacted
 __all__ = ["Client", "RequestFailed"]
 
 _MAX_REDIRECTS = 5
+_HEADERS = {**default_headers(), "Accept": "application/json"}
 
 
 class RequestFailed(Exception):
@@ -56,7 +57,6 @@ class Client:
         self._watchdog = Watchdog()
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy or .netrc from the environment; and half the time per request
-        self._session.headers["Accept"] = "application/json"
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, _Adapter(pool_connections=1, pool_maxsize=connections))
 
@@ -96,8 +96,10 @@ class Client:
         basic = get_auth_from_url(url)
         auth = self._bearer or (basic if any(basic) else None)
         for _ in range(1 + _MAX_REDIRECTS):
-            with self._session.get(
-                url, auth=auth, stream=True, timeout=self._timeout, allow_redirects=False
+            # Not merged with the session's own settings, which are empty: that takes a tenth of a request.
+            request = requests.Request("GET", url, headers=_HEADERS, auth=auth).prepare()
+            with self._session.send(
+                request, stream=True, timeout=self._timeout, allow_redirects=False, proxies={}
             ) as response:
                 if not response.is_redirect:
                     return self._body(response, asked)

@@ -1,8 +1,9 @@
-"""Benchmark, part 1: how fast pages come, beside the ideal and a plain loop. Run with ``tox -e bench``.
+"""Benchmark, part 1: how fast pages are fetched, next to the ideal and a plain loop. Run with ``tox -e bench``.
 
 The service answers from ready-made bodies, in a process of its own, after the given latency. Ideal is concurrency ÷
 latency. The plain loop is what one writes first: one ``requests.Session``, ``.json()``, a dict with a UUID each.
-PagedApi does more in the same time: it checks every record, retries, keeps order and a checkpoint.
+PagedApi does more in the same time: it checks every record, retries, keeps order and a checkpoint, and asks for the
+page after the last one.
 
 Each figure is of one run from its start, the first page alone and the last ones included. Where there is latency, a run
 makes about as many requests one after another as 8 at once make for 34,006 cities (341 pages), or more.
@@ -26,9 +27,8 @@ import requests
 
 from owm_outbox import Run
 from owm_outbox.jobs.owm import OwmJob
-from owm_outbox.outbox import MemoryNotes
 
-CITIES_A_PAGE = 100
+CITIES_PER_PAGE = 100
 ROUNDS = 3
 AT_ONCE = (1, 4, 8, 16)
 ONE_BY_ONE = {0.0: 1500, 0.005: 200, 0.02: 100, 0.1: 42}  # requests one after another, by latency
@@ -40,10 +40,16 @@ def _serve(latency: float, pipe: Connection) -> None:
     ready = []
     for page in range(MOST_PAGES):
         cities = [
-            {"city_id": page * CITIES_A_PAGE + n, "name": "Ort", "latitude_deg": 47.5, "longitude_deg": 8.5 + n / 1000}
-            for n in range(CITIES_A_PAGE)
+            {
+                "city_id": page * CITIES_PER_PAGE + n,
+                "name": "Ort",
+                "latitude_deg": 47.5,
+                "longitude_deg": 8.5 + n / 1000,
+            }
+            for n in range(CITIES_PER_PAGE)
         ]
-        ready.append(json.dumps({"limit": CITIES_A_PAGE, "cities": cities})[:-1].encode())
+        ready.append(json.dumps({"limit": CITIES_PER_PAGE, "cities": cities})[:-1].encode())
+    empty = b'{"limit": %d, "cities": []' % CITIES_PER_PAGE
 
     class Service(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -53,7 +59,7 @@ def _serve(latency: float, pipe: Connection) -> None:
         def data_received(self, head: bytes) -> None:
             pages = int(head.split(b"/", 2)[1])
             page = int(head.partition(b"page=")[2].partition(b"&")[0])
-            body = ready[page] + b', "total_count": %d}' % (pages * CITIES_A_PAGE)
+            body = (ready[page] if page < pages else empty) + b', "total_count": %d}' % (pages * CITIES_PER_PAGE)
             data = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
             if latency:
                 self.later(latency, self.answer, data)
@@ -72,14 +78,7 @@ def _serve(latency: float, pipe: Connection) -> None:
 
 def _paged(url: str, concurrency: int) -> int:
     job = OwmJob(OwmJob.Options(api_url=url, concurrency=concurrency))
-    run = Run(
-        id=str(uuid.uuid4()),
-        job="owm",
-        started_at=datetime.now(UTC),
-        resumed=False,
-        key=job.key,
-        notes=MemoryNotes(),
-    )
+    run = Run(id=str(uuid.uuid4()), job="owm", started_at=datetime.now(UTC))
     count = 0
     for page in job.pages(run):
         count += len(page.tasks)
@@ -91,7 +90,7 @@ def _plain(url: str, pages: int) -> int:
     count = 0
     with requests.Session() as session:
         for page in range(pages):
-            answer = session.get(f"{url}/cities/", params={"page": page, "limit": CITIES_A_PAGE})
+            answer = session.get(f"{url}/cities/", params={"page": page, "limit": CITIES_PER_PAGE})
             answer.raise_for_status()
             tasks = [{"task_id": str(uuid.uuid4()), "city_id": city["city_id"]} for city in answer.json()["cities"]]
             count += len(tasks)
@@ -106,7 +105,7 @@ def _rate(address: str, latency: float, concurrency: int) -> float:
     began = time.perf_counter()
     count = _paged(url, concurrency) if concurrency else _plain(url, pages)
     seconds = time.perf_counter() - began
-    assert count == pages * CITIES_A_PAGE
+    assert count == pages * CITIES_PER_PAGE
     return pages / seconds
 
 
