@@ -65,7 +65,7 @@ class OutboxRuns(OutboxFixtures):
 
     def test_a_stale_run_of_another_job_is_closed(self, outbox: Outbox) -> None:
         """A run that is older than its own resume_within is closed when any job starts; what is pending stays."""
-        stale = outbox.start_run("abandoned", resume_within=_NEVER)
+        stale = outbox.start_run("abandoned", resume_within=timedelta(microseconds=1))
         store(outbox, stale.id, 1, 2)
         young = outbox.start_run("others")
         assert run_of(outbox, stale.id).state == "incomplete"

@@ -62,8 +62,12 @@ def _importers(package: str) -> set[str]:
 def _defined(module: str) -> dict[str, ast.stmt]:
     """Return what a module defines or imports at its top, by name; none of them need be importable here."""
     found: dict[str, ast.stmt] = {}
-    for node in _tree(module).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+    todo = list(_tree(module).body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If):  # imports for type checkers
+            todo += node.body
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
             found[node.name] = node
         elif isinstance(node, ast.Import | ast.ImportFrom):
             found |= {alias.asname or alias.name: node for alias in node.names}

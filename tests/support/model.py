@@ -132,6 +132,7 @@ class History:
         self._numbers = 0
         self._trimmed = 0
         self._may_repeat = False
+        self._copies = False
         self._warned = _Warnings()
         self._client = redis.Redis(port=server.port, host="127.0.0.1")
         SqliteOutbox(self._files[0]).close()
@@ -226,7 +227,7 @@ class History:
     def _do_clone(self) -> None:
         if len(self._files) < 3:
             self._files.append(self._copy(self._chance.choice(self._files), f"clone-{len(self._files)}.db"))
-            self._may_repeat = True
+            self._may_repeat = self._copies = True
 
     def _do_restore(self) -> None:
         if not self._backups:
@@ -237,7 +238,7 @@ class History:
             Path(f"{path}{suffix}").unlink(missing_ok=True)
         self._copy(backup, path.name)
         self._excuse(before - self._stored() - self._held())
-        self._may_repeat = True
+        self._may_repeat = self._copies = True
 
     # -- what others do to the server
 
@@ -360,11 +361,15 @@ class History:
         return found
 
     def _can_be_sent_again(self) -> set[str]:
+        """Return what a file has and would send again if the server lost it.
+
+        Where there are copies, each may find the mark of another one instead of the loss, and take a new id: then it
+        sends what it has not acknowledged, and believes that the rest is still held.
+        """
         found: set[str] = set()
         for path in self._files:
             with SqliteOutbox(path) as outbox:
-                acknowledged = outbox.stats().acknowledged
-                after = acknowledged.position if acknowledged.lease == "-" else 0
+                after = outbox.stats().acknowledged.position if self._copies else 0
                 found |= {entry.task_id for entry in outbox.read(after, 100_000)}
         return found
 
