@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from random import Random
 
 import pytest
@@ -40,7 +41,10 @@ class Requests:
         """Let this many of those under way end."""
         for number in sorted(self.under_way)[:count]:
             self._may_end[number].set()
-            until(lambda number=number: number not in self.under_way)  # type: ignore[misc]  # bound now
+            until(partial(self._is_over, number))
+
+    def _is_over(self, number: int) -> bool:
+        return number not in self.under_way
 
     def settle(self, count: int) -> None:
         """Wait until this many are under way, and see that there are no more."""

@@ -69,7 +69,8 @@ class Exchange:
     @property
     def connection(self) -> socket.socket:
         """The connection that the request came by."""
-        return self._handler.connection
+        connection: socket.socket = self._handler.connection
+        return connection
 
     def good(self) -> bytes:
         """Return the body that a healthy service gives."""
