@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from owm_outbox.errors import JobError, OwmOutboxError, TryAgainLater
@@ -21,7 +21,7 @@ class Extraction:
         self.missing: Sequence[int] = ()
         self._job = job
 
-    def pages(self) -> Iterator[Page[Any]]:
+    def pages(self) -> Generator[Page[Any]]:
         """Yield the job's pages.
 
         :raises JobError: the job raised an error of its own, or yielded something else.
@@ -44,25 +44,31 @@ class Extraction:
             raise
         except Exception as error:
             self.run.stop.check()
-            raise JobError(
-                f"job {name!r} failed at {_where(error)}: {type(error).__name__}: {_one_line(error)}"
-            ) from error
+            raise _job_error(name, error) from error
         finally:
             close = getattr(pages, "close", None)  # an iterator need not be a generator
             if close is not None:
                 close()
 
     def store(self, page: Page[Any], outbox: Outbox) -> int:
-        """Commit a page with its checkpoint, and return how many of its tasks were new."""
+        """Commit a page with its checkpoint, and return how many of its tasks were new.
+
+        :raises JobError: the job's ``key`` raised an error of its own.
+        """
         run = self.run
-        stored = outbox.append(
-            page.tasks,
-            key=self._job.key,
-            run=run.id,
-            checkpoint=page.checkpoint,
-            invalid=page.invalid,
-            expected=page.expected,
-        )
+        try:
+            stored = outbox.append(
+                page.tasks,
+                key=self._job.key,
+                run=run.id,
+                checkpoint=page.checkpoint,
+                invalid=page.invalid,
+                expected=page.expected,
+            )
+        except OwmOutboxError:
+            raise
+        except Exception as error:  # of Job.key, or of tasks that are made while they are stored
+            raise _job_error(run.job, error) from error
         run.extracted += stored.new
         run.duplicates += stored.duplicates
         run.rejected += stored.rejected - stored.replaced
@@ -87,6 +93,10 @@ class Extraction:
                 "the next run tries again"
             )
         return None
+
+
+def _job_error(name: str, error: Exception) -> JobError:
+    return JobError(f"job {name!r} failed at {_where(error)}: {type(error).__name__}: {_one_line(error)}")
 
 
 def _where(error: BaseException) -> str:

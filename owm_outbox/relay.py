@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from datetime import timedelta
 from typing import Any
 
@@ -179,14 +180,15 @@ class OutboxRelay:
     def _extract(self, extraction: Extraction, delivery: Delivery) -> None:
         """Store all pages of the run, and deliver on the way while the sink is up."""
         unsent, sent_at = 0, self._clock()
-        for page in extraction.pages():
-            new = extraction.store(page, self._outbox)
-            self._notify("page_stored", extraction.run, page, new)
-            unsent += new
-            slow = self._clock() - sent_at >= _PARTIAL_AFTER
-            if unsent >= self._batch_size or slow:
-                delivery.send_ready(full_batches_only=not slow)
-                unsent, sent_at = unsent % self._batch_size, self._clock()
+        with closing(extraction.pages()) as pages:  # also where a commit fails: the job has to release what it holds
+            for page in pages:
+                new = extraction.store(page, self._outbox)
+                self._notify("page_stored", extraction.run, page, new)
+                unsent += new
+                slow = self._clock() - sent_at >= _PARTIAL_AFTER
+                if unsent >= self._batch_size or slow:
+                    delivery.send_ready(full_batches_only=not slow)
+                    unsent, sent_at = unsent % self._batch_size, self._clock()
 
     def _deliver(self, delivery: Delivery, cause: OwmOutboxError | None) -> OwmOutboxError | None:
         """Deliver what is stored, also where the extraction failed; return the error to report, the first of them."""
