@@ -64,8 +64,10 @@ class Forge:
 
     def __exit__(self, *exc_info: object) -> None:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()  # it ends at the end of its orders
         self._process.wait(30)
+        self._process.stdout.close()
 
     def produce(self, *args: str, kill_after: float | None = None) -> Ending:
         """Run ``owm-producer`` with these arguments, and kill it after this many seconds."""
