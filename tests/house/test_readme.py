@@ -21,6 +21,12 @@ SHELL = [line for language, code in BLOCKS if language == "sh" for line in code.
 COMMANDS = [line.partition("#")[0].strip() for line in SHELL if line.startswith(("owm-outbox", "owm-producer"))]
 
 
+def _part(pattern: str) -> str:
+    found = re.search(pattern, README, re.DOTALL)
+    assert found is not None, pattern
+    return found[0]
+
+
 @pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.split("class ", 1)[-1].split("(")[0].split(":")[0])
 def test_python_blocks_run(code: str, tmp_path: Path) -> None:
     """Each Python example runs by itself, and its assertions hold."""
@@ -70,15 +76,15 @@ def test_the_second_command_is_what_ci_runs() -> None:
 
 def test_every_exit_code_is_documented() -> None:
     """README and --help list the same exit codes."""
-    from owm_outbox.cli.exits import EXIT_CODES
+    from owm_outbox.cli.outcome import EXIT_CODES
 
-    documented = set(re.findall(r"\b(0|6\d|7\d|1[34]\d)\b", re.search(r"\| exit code.*?\n\n", README, re.DOTALL)[0]))
+    documented = set(re.findall(r"\b(0|6\d|7\d|1[34]\d)\b", _part(r"\| exit code.*?\n\n")))
     assert documented == set(re.findall(r"\b(0|6\d|7\d|1[34]\d)\b", EXIT_CODES))
 
 
 def test_each_promise_names_tests_that_exist() -> None:
     """Every row of the guarantees links to the tests that hold it."""
-    rows = re.search(r"\| promise .*?\n\n", README, re.DOTALL)[0].strip().splitlines()[2:]
+    rows = _part(r"\| promise .*?\n\n").strip().splitlines()[2:]
     for row in rows:
         links = re.findall(r"\[`(\w+)`\]\(([\w/.]+)\)", row.rpartition(" | ")[2])
         assert links, row
