@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
@@ -46,6 +46,11 @@ class _Group(Generic[T]):
     invalid: list[InvalidRecord] = field(default_factory=list)
     pages: int = 0
     since: float = field(default_factory=time.monotonic)
+
+    def add(self, tasks: list[T], invalid: Sequence[InvalidRecord]) -> None:
+        self.tasks += tasks
+        self.invalid += invalid
+        self.pages += 1
 
     @property
     def full(self) -> bool:
@@ -130,17 +135,13 @@ class PagedApi(Generic[R, T]):
         options, url = self._options, redacted(self._url)
         self._breaker = self._make_breaker(run.state, self._url, options.api_token)
         plan = Plan(
-            url,
-            options.api_limit,
-            options.first_page,
+            *(url, options.api_limit, options.first_page),
             second_pass=options.second_pass,
-            accounted=run.accounted,
             checkpoint=run.checkpoint,
         )
         group: _Group[T] = _Group()
         try:
             while plan.next_round(run.accounted):
-                number = -1
                 for (number, _), outcome in self._ahead.outcomes(plan.steps(), run.stop):
                     if isinstance(outcome, RequestFailed):
                         absent = outcome.status in _NO_SUCH_PAGE
@@ -150,28 +151,21 @@ class PagedApi(Generic[R, T]):
                     else:
                         # Made at once, not all together before a commit: the threads would wait that long.
                         tasks = list(map(self._task, outcome.records))
-                        if plan.fetched(number, outcome):
-                            group.tasks += tasks
-                            group.invalid += outcome.invalid
-                            group.pages += 1
+                        if plan.fetched(number, outcome, run.accounted):
+                            group.add(tasks, outcome.invalid)
                     if group.full:
                         ready, group = group, _Group()
-                        yield from self._commit(plan, ready, number, run)
+                        yield _page(plan, ready)
                     if not plan.going:
                         break
                 ready, group = group, _Group()
-                yield from self._commit(plan, ready, number, run)
+                yield _page(plan, ready)
         except Exception:
             yield _page(plan, group)
             raise
         if plan.read_all and not run.accounted:
             log.warning("%s says that it has nothing at all", url)
         yield _page(plan)
-
-    def _commit(self, plan: Plan, group: _Group[T], number: int, run: Run) -> Iterator[Page[T]]:
-        before = run.accounted
-        yield _page(plan, group)
-        plan.stored(number, len(group.tasks) + len(group.invalid), before, run.accounted)
 
     # -- one page, on any thread
 

@@ -97,8 +97,9 @@ class Breaker:
             for _ in recent:
                 memory.increment_counter()
             breaker = pybreaker.CircuitBreaker(self._fail_max, state_storage=memory, throw_new_error_on_trip=False)
-            with contextlib.suppress(_RequestFailed):
-                breaker.call(_outcome, failed)
+            with contextlib.suppress(_RequestFailed), breaker.calling():
+                if failed:
+                    raise _RequestFailed
             if memory.state == "open":
                 self._saved = _State("open", [*recent, now], now, reason)
             else:
@@ -116,8 +117,3 @@ class Breaker:
 
 class _RequestFailed(Exception):
     """What pybreaker is shown."""
-
-
-def _outcome(failed: bool) -> None:
-    if failed:
-        raise _RequestFailed

@@ -22,7 +22,7 @@ __all__ = ["Plan", "Step"]
 log = logging.getLogger("owm_outbox.paging")
 
 _EMPTY_PAGES = 3  # in a row: nothing follows them, whatever the total says
-_BARREN_COMMITS = 3  # in a row, of nothing but known records: the API gives the same ones whatever the page
+_REPEATED = 10  # times as many records in a pass as there are distinct ones: the API gives them at random
 _MOST_MISSING = 100_000  # pages that are named one by one, so that an absurd total takes no memory
 _MORE_PASSES = 2  # the second finds what moved; a third, if the list changed during that one as well
 _IGNORED = "the API may ignore `page`, or --first-page may be wrong"
@@ -56,8 +56,6 @@ class _Progress(msgspec.Struct):
     found_before: int = 0  # distinct records when this pass began
     total_before: int | None = None  # the total when this pass began
     came: bool = False  # at least one page was fetched
-    blank: bool = False  # the run had nothing when this began, so what is fetched has to be new
-    reach: int = 0  # how far earlier passes got: up to there nothing new is no surprise
     unanswered: bool = False  # an earlier call could not fetch the page beyond the total either
 
 
@@ -65,17 +63,14 @@ class Plan:
     """Decides over one run of a paged API, in rounds: all pages, those that failed, all pages again.
 
     :param url: fit for messages.
-    :param accounted: distinct records that the run has.
     :param checkpoint: an earlier plan's. It is ignored if it is of another URL, limit or first page, whose numbers
         mean something else; to start from the first page is always safe.
     """
 
-    def __init__(
-        self, url: str, limit: int, first_page: int, *, second_pass: bool, accounted: int, checkpoint: bytes | None
-    ) -> None:
+    def __init__(self, url: str, limit: int, first_page: int, *, second_pass: bool, checkpoint: bytes | None) -> None:
         self._first = first_page
         self._second_pass = second_pass
-        self._progress = _Progress(url, limit, first_page, first_page, blank=accounted == 0)
+        self._progress = _Progress(url, limit, first_page, first_page)
         if checkpoint is not None:
             try:
                 saved = msgspec.json.decode(checkpoint, type=_Progress)
@@ -91,9 +86,8 @@ class Plan:
 
     def _start(self) -> None:
         self._answered = False  # until one is, a page at a time: it may show that nothing follows, or be a trial
-        self._last: ApiPage[Any] | None = None
+        self._earlier: list[ApiPage[Any]] = []  # the first page and the last one of those fetched in a row
         self._empty = self._repeated = 0  # pages in a row
-        self._barren = self._known = 0  # commits in a row, and their records
         self._absent: set[int] = set()  # pages set aside that the API says do not exist
 
     def checkpoint(self) -> bytes:
@@ -115,7 +109,7 @@ class Plan:
         to_come = range(progress.next_page, min(self._end, progress.next_page + _MOST_MISSING))
         if progress.total is None or progress.end_found or progress.passes:
             to_come = range(0)
-        return sorted({*progress.failed, *to_come})
+        return sorted({*progress.failed, *to_come}) if progress.failed else to_come
 
     @property
     def read_all(self) -> bool:
@@ -200,7 +194,6 @@ class Plan:
 
     def _begin_pass(self, accounted: int) -> None:
         progress = self._progress
-        progress.reach = max(progress.reach, progress.next_page)
         progress.total_before, progress.found_before = progress.total, accounted
         progress.next_page, progress.failed, progress.total, progress.received = self._first, [], None, 0
         progress.end_found = progress.overrun = progress.shifted = False
@@ -210,9 +203,10 @@ class Plan:
 
     # -- outcomes, in the order of the steps
 
-    def fetched(self, number: int, page: ApiPage[Any]) -> bool:
+    def fetched(self, number: int, page: ApiPage[Any], accounted: int) -> bool:
         """Learn from a page; return whether its records are to be stored.
 
+        :param accounted: distinct records stored so far.
         :raises SourceUnavailable: the API does not page.
         """
         progress = self._progress
@@ -220,9 +214,14 @@ class Plan:
         self._answered = progress.came = True
         count = len(page.records) + len(page.invalid)
         if self._forward:
-            if count and progress.limit > 1 and self._last is not None and _same(page, self._last):
-                return self._repeat(number)
-            self._last, self._repeated = page, 0
+            # Within the total, the first page may be there twice, in a list that holds everything twice.
+            others = self._earlier if page.total is None or self._beyond(number) else self._earlier[-1:]
+            if count and progress.limit > 1 and any(_same(page, other) for other in others):
+                return self._repeat(number, page)
+            if progress.received > _REPEATED * (accounted + 1000):
+                raise SourceUnavailable(f"{progress.url} gives the same records again and again: {_IGNORED}")
+            self._earlier = [*self._earlier[:1], page]
+            self._repeated = 0
             self._empty = 0 if count else self._empty + 1
             progress.next_page = number + 1
         else:
@@ -261,42 +260,22 @@ class Plan:
             progress.next_page = number + 1
             progress.end_found = beyond and not progress.overrun  # until it is tried once more
 
-    def stored(self, number: int, records: int, before: int, accounted: int) -> None:
-        """Note that this many records, up to this page, were stored, and how many distinct ones there are now.
-
-        :raises SourceUnavailable: the API gives the same records again and again.
-        """
-        progress = self._progress
-        if not records or accounted > before or not before or not progress.blank or number < progress.reach:
-            self._barren = self._known = 0
-            return
-        self._barren, self._known = self._barren + 1, self._known + records
-        # Rows that were put in front repeat what was read before, but no more than that.
-        if self._barren >= _BARREN_COMMITS and self._known > accounted:
-            if not self._beyond(number) or accounted < (progress.total or 0):
-                raise SourceUnavailable(f"{progress.url} gives nothing new for page after page: {_IGNORED}")
-            progress.end_found = True
-
-    def _repeat(self, number: int) -> bool:
-        """Take a page like the one before for the end, if the total says so, and the next page is like them, too."""
+    def _repeat(self, number: int, page: ApiPage[Any]) -> bool:
+        """Take a page that was there before for the end, if the total says so; one like the last page if two are."""
         progress = self._progress
         if not self._beyond(number):
-            raise SourceUnavailable(
-                f"{progress.url} gives the same records for page {number - 1} and page {number}: {_IGNORED}"
-            )
+            raise SourceUnavailable(f"{progress.url} gives records of earlier pages for page {number}: {_IGNORED}")
         progress.next_page = number + 1
         self._repeated += 1
-        progress.end_found = self._repeated > 1
+        progress.end_found = self._repeated > 1 or not _same(page, self._earlier[-1])
         return False
 
     def _learn(self, number: int, page: ApiPage[Any], count: int) -> None:
         progress = self._progress
         if page.limit is not None and 0 < page.limit < progress.limit:
             progress.page_size = page.limit
-        if page.total is None:
-            changed = False
-        else:
-            changed = progress.total not in (None, page.total)
+        changed = page.total is not None and progress.total not in (None, page.total)
+        if page.total is not None:
             progress.total = max(progress.total or 0, page.total) if progress.overrun else page.total
         progress.overrun |= count > 0 and self._beyond(number)
         progress.shifted |= changed and not progress.overrun
@@ -311,11 +290,11 @@ class Plan:
         return self._progress.total is not None and number >= self._end
 
 
-def _same(page: ApiPage[Any], last: ApiPage[Any]) -> bool:
-    """Say whether a page holds what the one before did, in whatever order, under the same total."""
-    if (page.total, len(page.records), len(page.invalid)) != (last.total, len(last.records), len(last.invalid)):
+def _same(page: ApiPage[Any], other: ApiPage[Any]) -> bool:
+    """Say whether two pages hold the same records, in whatever order, under the same total."""
+    if (page.total, len(page.records), len(page.invalid)) != (other.total, len(other.records), len(other.invalid)):
         return False
-    if page.records and page.records[0] not in last.records:
+    if page.records and page.records[0] not in other.records:
         return False  # the usual case, quickly
-    both = ((page.records, last.records), (page.invalid, last.invalid))
-    return all(sorted(map(repr, one)) == sorted(map(repr, other)) for one, other in both)
+    both = ((page.records, other.records), (page.invalid, other.invalid))
+    return all(sorted(map(repr, one)) == sorted(map(repr, two)) for one, two in both)

@@ -252,6 +252,7 @@ def test_an_api_that_is_always_bad_is_a_clear_error(kind: str, service: Misbehav
     assert delivered(out) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["a header that trickles", "a bad header", "no HTTP", "arrays in arrays"])
 def test_the_command_shows_no_traceback(kind: str, service: Misbehaving, tmp_path: Path, out: Path) -> None:
     """What the command says about a bad answer is a line of its own log or its last line, never a traceback."""

@@ -236,6 +236,7 @@ def test_requests_that_were_never_sent_are_no_failures(file: Outbox, service: Mi
     assert len(_state(file, service)["failures"]) <= failed()
 
 
+@pytest.mark.slow
 def test_the_command_keeps_it_too(service: Misbehaving, tmp_path: Path) -> None:
     """The call that makes the 20th failed request ends with 75; the next sends none, and says until when."""
     service.misbehave(reset)

@@ -181,6 +181,7 @@ def test_many_new_cities_in_front_are_not_taken_for_a_repetition(out: Path) -> N
     assert len(ids) == len(set(ids)) == 8500
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     start=st.integers(0, 14),
