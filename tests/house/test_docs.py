@@ -20,7 +20,7 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 
 
 def test_the_api_page_is_that_of_the_code() -> None:
-    """docs/api.md has every public name with its signature as it is now; its head says how to write it anew."""
+    """docs/api.md has every public name with its signature as it is now; its head says how to write it again."""
     assert (DOCS / "api.md").read_text("utf-8") == page()
 
 
@@ -49,7 +49,7 @@ def test_the_example_job_shows_its_own_options(site: Path) -> None:
 
 
 def test_the_example_job_runs_twice_interrupted_once(site: Path, server: Server, stream: str, tmp_path: Path) -> None:
-    """A run that SIGTERM ends goes on under the same id; a further call is a new run; each truck once a run."""
+    """A run that SIGTERM ended is resumed under the same id; a further call is a new run; each truck once per run."""
     env = {"PYTHONPATH": str(site), "FLEET_DEPOT": "south"}
     stores = (
         "--outbox",
@@ -62,7 +62,7 @@ def test_the_example_job_runs_twice_interrupted_once(site: Path, server: Server,
     )
     first = start("owm-outbox", "run", "fleet", "--pause", "60", *stores, env=env)
     with server.client() as client:  # wait for the first page to arrive: then the job is in its pause
-        client.xread({stream: "0"}, block=30_000) or pytest.fail("nothing came")
+        client.xread({stream: "0"}, block=30_000) or pytest.fail("nothing was delivered")
     first.send_signal(signal.SIGTERM)
     out, _ = first.communicate(timeout=30)
     assert first.returncode == 143
