@@ -10,20 +10,18 @@ import fcntl
 import os
 import sqlite3
 import stat
-import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
-from owm_outbox import OutboxInvalid, OutboxLocked
+from owm_outbox import OutboxInvalid, OutboxLocked, OutboxUnavailable
 
 __all__ = ["DatabaseFile"]
 
 _SMALLEST = 512  # bytes of a database with anything in it: one page of the smallest size
-
-_making = threading.Lock()
 
 
 class DatabaseFile:
@@ -39,7 +37,7 @@ class DatabaseFile:
         self._watched: dict[Path, tuple[int, int]] = {}
         try:
             if create:
-                self._make()
+                self._make(application_id)
             found = path.lstat()
             self._refuse_unsafe_files()
             if found.st_size and application_id is not None:
@@ -50,17 +48,42 @@ class DatabaseFile:
                 f"cannot {doing} the outbox {path} ({error.strerror}): name another path with --outbox"
             ) from error
 
-    def _make(self) -> None:
-        with _making:  # another thread must not have it open in SQLite when this descriptor is closed
-            try:
-                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-            except FileExistsError:
-                return
+    def _make(self, application_id: int | None) -> None:
+        """Make the file with its header in it, under a name of its own, and only then give it the one it is known by.
+
+        So whoever opens it at the same moment finds no file, or a whole one.
+        """
+        if self.path.exists() or self.path.is_symlink():
+            return
+        new = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.new")
+        os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        try:
+            if application_id is not None:
+                with closing(sqlite3.connect(new, isolation_level=None)) as connection:
+                    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+                    connection.execute(f"PRAGMA application_id = {application_id}")
+            self._name(new)
+        except sqlite3.Error as error:
+            raise OutboxUnavailable(
+                f"cannot write {new} ({error}): check the disk and its quota, then run again"
+            ) from error
+        finally:
+            new.unlink(missing_ok=True)
         folder = os.open(self.path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)  # or a power cut can take the name away from a file whose content was synced
         finally:
             os.close(folder)
+
+    def _name(self, new: Path) -> None:
+        """Give a new file its name, unless another process was faster."""
+        try:
+            os.link(new, self.path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            if not self.path.exists():
+                new.rename(self.path)
 
     def _refuse_unsafe_files(self) -> None:
         for suffix in ("", "-wal", "-shm", "-journal"):

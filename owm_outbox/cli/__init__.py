@@ -82,7 +82,19 @@ def _invoke(command: click.Command, name: str) -> NoReturn:
     if outcome.line:
         with suppress(OSError):  # a stderr that takes nothing does not change the outcome
             write_line(name, outcome)
+    _forget_what_cannot_be_written()
     sys.exit(outcome.code)
+
+
+def _forget_what_cannot_be_written() -> None:
+    """Flush the standard streams now: Python would end with 120 if it could not do so at exit."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):  # full, its reader left, or closed
+            setattr(sys, name, None)
 
 
 def _usage(error: click.ClickException) -> Outcome:
