@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import click
 import pytest
 
 from owm_outbox.errors import ExitCode
@@ -81,7 +80,7 @@ def pytest_sessionfinish() -> None:
     """Say what was not tested: to pass means little where failures were left out."""
     with _stdout():
         for reason, count in _untested.items():
-            click.echo(f"  {count} {'promise was' if count == 1 else 'promises were'} skipped: {reason}")
+            _write(f"  {count} {'promise was' if count == 1 else 'promises were'} skipped: {reason}")
 
 
 @contextmanager
@@ -89,8 +88,6 @@ def _stdout() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        # pytest flushes stdout at its end, and would end with 1: what is still in the buffer goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         pytest.exit("stdout was closed by the reader", returncode=ExitCode.TRY_AGAIN_LATER)
 
 
@@ -100,11 +97,16 @@ def _print(report: pytest.TestReport) -> None:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
         reason = reason.removeprefix("Skipped: ")
         _untested[reason] = _untested.get(reason, 0) + 1
-        click.echo(f"  -     {promise} ({reason})")
+        _write(f"  -     {promise} ({reason})")
     elif report.failed:
         lines = [line for line in report.longreprtext.splitlines() if line.startswith("E ")]
-        click.echo(f"  FAIL  {promise}")
+        _write(f"  FAIL  {promise}")
         for line in lines[:5]:
-            click.echo(f"          {line[1:].strip()}")
+            _write(f"          {line[1:].strip()}")
     elif report.when == "call":
-        click.echo(f"  ok    {promise}")
+        _write(f"  ok    {promise}")
+
+
+def _write(line: str) -> None:
+    """Write a line past Python's buffer, which pytest flushes at its end: for a reader that left it would end with 1."""
+    os.write(1, f"{line}\n".encode())
