@@ -108,5 +108,5 @@ def _print(report: pytest.TestReport) -> None:
 
 
 def _write(line: str) -> None:
-    """Write a line past Python's buffer, which pytest flushes at its end: for a reader that left it would end with 1."""
+    """Write a line past Python's buffer: pytest flushes that at its end, and would then end with 1."""
     os.write(1, f"{line}\n".encode())
