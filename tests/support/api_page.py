@@ -103,7 +103,7 @@ def _signature(thing: Any) -> str:
 
 
 def _shown(parameter: inspect.Parameter) -> str:
-    stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    stars = "*" * (parameter.kind is parameter.VAR_POSITIONAL) + "**" * (parameter.kind is parameter.VAR_KEYWORD)
     known = "" if parameter.annotation is parameter.empty else f": {_plain(parameter.annotation)}"
     if parameter.default is parameter.empty:
         return f"{stars}{parameter.name}{known}"
