@@ -33,7 +33,7 @@ def _table(head: str) -> str:
 
 
 def _block(language: str, beginning: str) -> str:
-    (code,) = [code for found, code in BLOCKS if found == language and code.startswith(beginning)]
+    (code,) = [str(code) for found, code in BLOCKS if found == language and code.startswith(beginning)]
     return code
 
 
