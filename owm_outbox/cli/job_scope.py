@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
 
+from owm_outbox.cli.config_file import Key, config_param, load_toml
 from owm_outbox.cli.logs import log_params
+from owm_outbox.cli.misspelt import warn_of_the_unread
 from owm_outbox.cli.options import prefix
-from owm_outbox.cli.settings import outbox_param, sink_params
+from owm_outbox.cli.settings import key_of, keys, outbox_param, sink_params
 from owm_outbox.errors import ConfigurationError
 from owm_outbox.job import Job
 from owm_outbox.stop import Stop
 
-__all__ = ["DeliveringCommand", "JobScopedCommand", "OutboxCommand", "listen"]
+__all__ = ["DeliveringCommand", "JobScopedCommand", "OutboxCommand", "listen", "use_config"]
 
 
 class JobScopedCommand(click.Command):
@@ -28,10 +32,13 @@ class JobScopedCommand(click.Command):
         return option
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse; if that fails, find out how the logs are to be written, so that the error is written so, too."""
+        """Parse, and warn of what was misspelt.
+
+        If that fails, find out how the logs are to be written, so that the error is written so, too.
+        """
         given = list(args)
         try:
-            return super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, args)
         except (click.UsageError, ConfigurationError):
             tolerant = click.Context(
                 self,
@@ -45,7 +52,10 @@ class JobScopedCommand(click.Command):
             tolerant.params.update(ctx.params)
             with tolerant:
                 super().parse_args(tolerant, given)
+            warn_of_the_unread(ctx)
             raise
+        warn_of_the_unread(ctx)
+        return rest
 
 
 class OutboxCommand(JobScopedCommand):
@@ -68,10 +78,11 @@ class OutboxCommand(JobScopedCommand):
                 allow_from_autoenv=False,
                 help="Whose outbox and variables these are.",
             ),
+            config_param(_use_config, "TOML file with the options of the job's runs, of which those here are used."),
             *log_params(),
         ]
 
-    def more_params(self) -> list[click.Parameter]:
+    def more_params(self) -> list[click.Option]:
         """Return what a subclass adds."""
         return []
 
@@ -84,7 +95,7 @@ class OutboxCommand(JobScopedCommand):
 class DeliveringCommand(OutboxCommand):
     """A command on an outbox that also has a sink, and that a signal asks to stop."""
 
-    def more_params(self) -> list[click.Parameter]:
+    def more_params(self) -> list[click.Option]:
         """Add the sink's options."""
         return sink_params()
 
@@ -98,7 +109,34 @@ def _use_job(ctx: click.Context, _: click.Parameter, name: str) -> type[Job[Any]
     from owm_outbox.plugins import load_job
 
     ctx.auto_envvar_prefix = prefix(name)
-    return load_job(name)
+    job = load_job(name)
+    keys(job)  # refuses a job whose options cannot be told from ours
+    if ctx.params.get("config") is not None:  # it was given before --job
+        _load(ctx, job, ctx.params["config"])
+    return job
+
+
+def _use_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
+    if path is not None and "job" in ctx.params:
+        _load(ctx, ctx.params["job"], path)
+    return path
+
+
+def _load(ctx: click.Context, job: type[Job[Any]], path: Path) -> None:
+    # The file's json = true is that of a run's report.
+    use_config(ctx, path, job.name, keys(job), but=["json"])
+
+
+def use_config(
+    ctx: click.Context, path: Path, job_name: str, known: Mapping[str, Key], *, but: Collection[str] = ()
+) -> None:
+    """Let what a configuration file says of the command's options be what they are unless they are given.
+
+    :param but: what the command does not take from a file.
+    """
+    given = load_toml(path, job_name, known)
+    names = {key_of(param): str(param.name) for param in ctx.command.params}
+    ctx.default_map = {names[key]: value for key, value in given.items() if key in names and key not in but}
 
 
 def listen(ctx: click.Context) -> None:

@@ -19,7 +19,7 @@ _LEVELS = ["debug", "info", "warning", "error"]
 _FORMATS = ["text", "json"]
 
 
-def log_params(*, envvars: tuple[str, str] | None = None) -> list[click.Parameter]:
+def log_params(*, envvars: tuple[str, str] | None = None) -> list[click.Option]:
     """Return the two options that say what is logged and how; each takes effect as soon as it is parsed.
 
     So an error in what is parsed after them is already written as they say.

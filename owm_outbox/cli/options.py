@@ -19,7 +19,7 @@ from owm_outbox.errors import ConfigurationError
 from owm_outbox.job import Job
 from owm_outbox.url import redacted
 
-__all__ = ["FiniteRange", "job_params", "make_options", "prefix", "secrets"]
+__all__ = ["FiniteRange", "ListOption", "job_params", "make_options", "prefix", "secrets"]
 
 
 class FiniteRange(click.FloatRange):
@@ -38,7 +38,7 @@ def prefix(job_name: str) -> str:
     return job_name.upper().replace("-", "_").replace(".", "_")
 
 
-def job_params(job: type[Job[Any]]) -> list[click.Parameter]:
+def job_params(job: type[Job[Any]]) -> list[click.Option]:
     """Return a click option for each field of the job's ``Options`` that is not a secret.
 
     Its variable is the context's ``auto_envvar_prefix``, which is the job's, and the name of the field.
@@ -61,7 +61,7 @@ def make_options(job: type[Job[Any]], ctx: click.Context, **instead: Any) -> Any
     :param instead: values that replace what was collected.
     :raises ConfigurationError: a value does not fit its field.
     """
-    values = {field.name: ctx.params[field.name] for field in _fields(job) if ctx.params.get(field.name) is not None}
+    values = {field.name: ctx.params[field.name] for field in _fields(job) if _is_given(field.name, ctx)}
     for name, variable, _ in secrets(job):
         if os.environ.get(variable):
             values[name] = os.environ[variable]
@@ -75,10 +75,18 @@ def make_options(job: type[Job[Any]], ctx: click.Context, **instead: Any) -> Any
         if not name:  # from the Options' own check, whose message begins with the name
             name, _, what = what.partition(" ")
             problem = ""
+        name = name.partition("[")[0]  # of a list, an item of which does not fit
         if "matching regex" in what:  # a person cannot read that; the option's description says what is wanted
             what = next((_meta(field).get("description", what) for field in _fields(job) if field.name == name), what)
         shown = f" {redacted(values[name])!r}" if isinstance(ctx.params.get(name), str) else ""
         raise ConfigurationError(f"{_where(name, prefix(job.name), ctx)}{shown} {problem}{what}") from error
+
+
+def _is_given(name: str, ctx: click.Context) -> bool:
+    value = ctx.params.get(name)
+    if value == () and ctx.get_parameter_source(name) is ParameterSource.DEFAULT:
+        return False  # click's word for no list at all; an empty one is given as such
+    return value is not None
 
 
 def _where(name: str, env_prefix: str, ctx: click.Context) -> str:
@@ -121,15 +129,30 @@ def _param(field: shapes.Field) -> click.Option:
     if isinstance(default, enum.Enum):
         default = default.value
     flag = "--" + field.name.replace("_", "-")
-    return click.Option(
+    text = _meta(field).get("description", "")
+    item = _item(kind)
+    if item is not None:
+        default = None if default is None else tuple(default)
+        text = f"{text} (repeat the flag for several; in the variable, put commas between them)".strip()
+    return (click.Option if item is None else ListOption)(
         [f"{flag}/--no-{flag[2:]}" if isinstance(kind, shapes.BoolType) else flag, field.name],
-        type=_click_type(kind),
+        type=_click_type(kind if item is None else item),
+        multiple=item is not None,
         default=default,
         required=field.required,
-        help=_meta(field).get("description"),
+        help=text or None,
         show_envvar=True,
-        show_default=default is not None,
+        show_default=bool(default) if item is not None else default is not None,
     )
+
+
+class ListOption(click.Option):
+    """A flag that is given once per item; its variable has commas between them, where click has blanks."""
+
+    def value_from_envvar(self, ctx: click.Context) -> tuple[str, ...] | None:
+        """Split the variable; an empty one counts as not set."""
+        text = self.resolve_envvar_value(ctx)
+        return None if text is None else tuple(item.strip() for item in text.split(",") if item.strip())
 
 
 def _plain(kind: shapes.Type) -> shapes.Type:
@@ -140,6 +163,13 @@ def _plain(kind: shapes.Type) -> shapes.Type:
             kind = next(one for one in kind.types if not isinstance(one, shapes.NoneType))
         else:
             return kind
+
+
+def _item(kind: shapes.Type) -> shapes.Type | None:
+    """Return what a list is of, ``None`` for what is not a list."""
+    if isinstance(kind, shapes.ListType | shapes.VarTupleType | shapes.SetType | shapes.FrozenSetType):
+        return _plain(kind.item_type)
+    return None
 
 
 def _click_type(kind: shapes.Type) -> click.ParamType[Any]:

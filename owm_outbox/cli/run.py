@@ -11,15 +11,14 @@ from typing import Any
 import click
 
 from owm_outbox import __version__
-from owm_outbox.cli.config_file import load_toml
-from owm_outbox.cli.job_scope import JobScopedCommand, listen
+from owm_outbox.cli.config_file import config_param
+from owm_outbox.cli.job_scope import JobScopedCommand, listen, use_config
 from owm_outbox.cli.logs import log_params
-from owm_outbox.cli.options import FiniteRange, job_params, make_options, prefix, secrets
+from owm_outbox.cli.options import make_options, prefix, secrets
 from owm_outbox.cli.outcome import EXIT_CODES, Outcome
 from owm_outbox.cli.relaying import run_job
-from owm_outbox.cli.settings import Settings, outbox_param, sink_params, switch
+from owm_outbox.cli.settings import Settings, keys, run_params, switch
 from owm_outbox.job import Job
-from owm_outbox.outbox import RESUME_WITHIN
 
 __all__ = ["JobCommand", "demo_params"]
 
@@ -27,7 +26,7 @@ __all__ = ["JobCommand", "demo_params"]
 class JobCommand(JobScopedCommand):
     """``run JOB``: its options are the job's, so the job is loaded when they are first needed."""
 
-    def __init__(self, job_name: str, *, extra: Iterable[click.Parameter] = ()) -> None:
+    def __init__(self, job_name: str, *, extra: Iterable[click.Option] = ()) -> None:
         super().__init__(job_name, epilog=EXIT_CODES)
         self._job_name = job_name
         self._extra = list(extra)
@@ -82,27 +81,11 @@ class JobCommand(JobScopedCommand):
         if lines:
             self.help += "\n\n\b\nFrom the environment only:\n" + "\n".join(lines)
         self.params = [
-            *job_params(self.job),
-            outbox_param(self.job),
-            *sink_params(self.job),
-            click.Option(
-                ["--config"],
-                type=click.Path(path_type=Path, dir_okay=False),
-                is_eager=True,
-                show_envvar=True,
-                callback=self._load_config,
-                help=f"TOML file with these options, as api_url = … at the top or below [{self._job_name}].",
+            *run_params(self.job),
+            config_param(
+                self._load_config,
+                f"TOML file with these options, as api_url = … at the top or below [{self._job_name}].",
             ),
-            click.Option(
-                ["--resume-within"],
-                type=FiniteRange(0),
-                default=RESUME_WITHIN.total_seconds(),
-                show_default=True,
-                show_envvar=True,
-                help="Resume an unfinished run if its last progress is not more seconds ago; else close it.",
-            ),
-            switch("--fresh", text="Close an unfinished run, however young, and start a new one."),
-            switch("--json", "as_json", text="Write the run report to stdout."),
             *log_params(),
             *self._extra,
             *self.params,
@@ -110,11 +93,7 @@ class JobCommand(JobScopedCommand):
 
     def _load_config(self, ctx: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
         if path is not None:
-            flags = {param.opts[0].lstrip("-").replace("-", "_"): str(param.name) for param in self.params}
-            known = {flag: False for flag in flags if flag not in ("config", "version", "help")}
-            known |= {name: True for name, _, _ in secrets(self.job)}
-            given = load_toml(path, self._job_name, known)
-            ctx.default_map = {flags[name]: value for name, value in given.items()}
+            use_config(ctx, path, self._job_name, keys(self.job, self._extra))
         return path
 
 
@@ -124,7 +103,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
         ctx.exit()
 
 
-def demo_params() -> list[click.Parameter]:
+def demo_params() -> list[click.Option]:
     """Return what only ``owm-producer`` takes."""
     return [
         switch("--demo", text="Run against a stand-in Weather Service and an embedded server (extra: demo)."),

@@ -185,12 +185,14 @@ def test_a_variable_that_only_the_job_can_judge_is_named_too(tmp_path: Path) -> 
         ("api_limt = 3", "fleet.toml: unknown key 'api_limt': did you mean 'api_limit'?"),
         (
             "[owm.more]\napi_limit = 3",
-            "fleet.toml: unknown key 'more': known: api_limit, api_token, api_url, batch_size, cities, concurrency, "
-            "demo, first_page, fresh, json, log_format, log_level, outbox, request_timeout, resume_within, retry_wait, "
-            "second_pass, sink, wait_for_room",
+            "fleet.toml: unknown key 'more': known: api_limit, api_token, api_url, batch_size, concurrency, "
+            "first_page, json, log_format, log_level, outbox, request_timeout, resume_within, retry_wait, second_pass, "
+            "sink, wait_for_room",
         ),
         ("api_limit =", "fleet.toml is not valid TOML: Invalid value (at end of document)"),
         ("api_token = 'hunter2'", "fleet.toml: 'api_token' is a secret: set OWM_API_TOKEN instead"),
+        ("fresh = true", "fleet.toml: 'fresh' is for one call, not for every one: give --fresh instead"),
+        ("[owm]\ndemo = true", "fleet.toml: 'demo' is for one call, not for every one: give --demo instead"),
         ("api_limit = 0", f"{API_LIMIT}: 0 is not in the range 1<=x<=100000."),
         ("api_limit = 'many'", f"{API_LIMIT}: 'many' is not a valid integer range."),
         ("api_limit = 2.5", f"{API_LIMIT}: '2.5' is not a valid integer range."),

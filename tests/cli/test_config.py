@@ -16,7 +16,7 @@ import pytest
 from msgspec import Meta
 
 from owm_outbox import ConfigurationError, Job, JobOptions, Page, Run, Secret
-from owm_outbox.cli.config_file import load_toml
+from owm_outbox.cli.config_file import Key, load_toml
 from owm_outbox.cli.options import job_params, make_options, prefix
 
 from support.commands import Outcome, run
@@ -92,11 +92,11 @@ def test_a_file_named_by_a_flag_beats_one_named_by_a_variable(tmp_path: Path) ->
         assert _limits(api) == {"20"}
 
 
-def test_a_table_for_another_job_is_ignored(tmp_path: Path) -> None:
-    """One file can hold the options of several jobs."""
-    (tmp_path / "all.toml").write_text("[fleet]\ntrucks = 3\napi_limit = 50\n[owm]\napi_limit = 10\n")
+def test_a_byte_order_mark_is_not_part_of_the_file(tmp_path: Path) -> None:
+    """A file that an editor on Windows wrote is the same file."""
+    (tmp_path / "owm.toml").write_bytes(b"\xef\xbb\xbfapi_limit = 10\r\n[owm]\r\nconcurrency = 2\r\n")
     with serving(made_up(1)) as api:
-        _produce(tmp_path, "--api-url", api.url, "--config", "all.toml")
+        _produce(tmp_path, "--api-url", api.url, "--config", "owm.toml")
         assert _limits(api) == {"10"}
 
 
@@ -256,7 +256,7 @@ class FleetJob(Job[Any]):
 
 
 def _options(*args: str) -> Any:
-    command = click.Command("night-fleet", params=job_params(FleetJob))
+    command = click.Command("night-fleet", params=[*job_params(FleetJob)])
     with command.make_context("night-fleet", list(args), auto_envvar_prefix=prefix("night-fleet")) as ctx:
         return make_options(FleetJob, ctx)
 
@@ -348,7 +348,7 @@ def test_a_secret_in_a_file_names_the_variable_to_set(tmp_path: Path) -> None:
     path = tmp_path / "fleet.toml"
     path.write_text(f"[night-fleet]\ntoll_key = '{SECRET}'\n")
     with pytest.raises(ConfigurationError, match="NIGHT_FLEET_TOLL_KEY") as caught:
-        load_toml(path, "night-fleet", {"depot": False, "toll_key": True})
+        load_toml(path, "night-fleet", {"depot": Key.VALUE, "toll_key": Key.SECRET})
     assert SECRET not in str(caught.value)
 
 

@@ -16,7 +16,7 @@ DELIVER = "--sink --batch-size --wait-for-room"
 LOG = "--log-level --log-format"
 JOB = (
     "--api-url --api-limit --concurrency --first-page --second-pass --retry-wait --request-timeout "
-    f"{STORE} {DELIVER} --config --resume-within --fresh --json {LOG}"
+    f"{STORE} {DELIVER} --resume-within --fresh --json --config {LOG}"
 )
 
 
@@ -27,15 +27,15 @@ JOB = (
         ("owm-outbox", f"{LOG} --version --help"),
         ("owm-outbox run", "--help"),
         ("owm-outbox run owm", f"{JOB} --version --help"),
-        ("owm-outbox status", f"--json {STORE} --job {LOG} --help"),
-        ("owm-outbox drain", f"--json {STORE} {DELIVER} --job {LOG} --help"),
+        ("owm-outbox status", f"--json {STORE} --job --config {LOG} --help"),
+        ("owm-outbox drain", f"--json {STORE} {DELIVER} --job --config {LOG} --help"),
         ("owm-outbox plugins", "--json --help"),
         ("owm-outbox check", "--help"),
         ("owm-outbox new", "--help"),
         ("owm-outbox dead", "--help"),
-        ("owm-outbox dead list", f"--json {STORE} --job {LOG} --help"),
-        ("owm-outbox dead retry", f"--all {STORE} --job {LOG} --help"),
-        ("owm-outbox dead drop", f"--all {STORE} --job {LOG} --help"),
+        ("owm-outbox dead list", f"--json {STORE} --job --config {LOG} --help"),
+        ("owm-outbox dead retry", f"--all {STORE} --job --config {LOG} --help"),
+        ("owm-outbox dead drop", f"--all {STORE} --job --config {LOG} --help"),
     ],
 )
 def test_each_command_has_help(command: str, flags: str, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from owm_outbox.cli.weather import City
 from owm_outbox_backends.sqlite import SqliteOutbox
 
 from support.commands import run
+from support.plugins import install_jobs
 from support.servers import Server, free_port
 from support.streams import city_ids
 from support.weather import made_up, serving
@@ -185,3 +186,58 @@ def test_a_dead_letter_that_is_a_task_can_be_sent_again(tmp_path: Path) -> None:
     assert drained.out == '{"task_id":"a","weight":1}\n{"task_id":"c","weight":3}\n'
     assert run("owm-outbox", "dead", "retry", "--all", *OUTBOX, cwd=tmp_path).out == "1 will be sent again\n"
     assert run("owm-outbox", "dead", "list", *OUTBOX, cwd=tmp_path).out == ""
+
+
+# -- where they are told which outbox
+
+
+@pytest.mark.parametrize("args", [("--config", "owm.toml"), ()], ids=["flag", "variable"])
+def test_commands_on_an_outbox_read_the_configuration_file(args: tuple[str, ...], waiting: Path) -> None:
+    """``--config`` and ``OWM_CONFIG`` name the same file as for a run, with all that a run's may hold."""
+    (waiting / "owm.toml").write_text(
+        "outbox = 'sqlite:///no-such.db'\njson = true\n"
+        "[owm]\noutbox = 'sqlite:///tasks.db'\nsink = 'jsonl:tasks.jsonl'\napi_limit = 10\nbatch_size = 7\n"
+    )
+    env = {} if args else {"OWM_CONFIG": "owm.toml"}
+    status = run("owm-outbox", "status", *args, cwd=waiting, env=env)
+    assert (status.code, status.err) == (0, "")
+    assert f"pending  {COUNT}," in status.out, "json = true is of a run's report"
+    for command in (("dead", "list"), ("dead", "retry", "--all"), ("dead", "drop", "--all"), ("drain",)):
+        outcome = run("owm-outbox", *command, *args, cwd=waiting, env=env)
+        assert (outcome.code, outcome.err) == (0, ""), command
+    assert len((waiting / "tasks.jsonl").read_text().splitlines()) == COUNT
+    assert not (waiting / "no-such.db").exists()
+
+
+def test_the_layers_of_a_command_on_an_outbox_are_those_of_a_run(waiting: Path) -> None:
+    """A flag beats the environment, which beats the file; the job may be named before the file or after it."""
+    env = install_jobs(waiting, FLEET, fleet="Fleet")
+    (waiting / "fleet.toml").write_text("[fleet]\noutbox = 'sqlite:///tasks.db'\n")
+    file, job = ("--config", "fleet.toml"), ("--job", "fleet")
+    for args in ((*file, *job), (*job, *file)):
+        outcome = run("owm-outbox", "status", "--json", *args, cwd=waiting, env=env)
+        assert (outcome.code, outcome.report["pending"]) == (0, COUNT)
+    beaten = {"FLEET_OUTBOX": "sqlite:///variable.db", "FLEET_CONFIG": "fleet.toml"}
+    outcome = run("owm-outbox", "status", *job, cwd=waiting, env=env | beaten)
+    assert (outcome.code, "variable.db" in outcome.line) == (73, True)
+    outcome = run("owm-outbox", "status", *job, "--outbox", "sqlite:///flag.db", cwd=waiting, env=env | beaten)
+    assert (outcome.code, "flag.db" in outcome.line) == (73, True)
+
+
+@pytest.mark.parametrize("args", [("status",), ("drain",), ("dead", "list")], ids=" ".join)
+def test_a_bad_configuration_file_ends_a_command_on_an_outbox(args: tuple[str, ...], waiting: Path) -> None:
+    """What is an error for a run is one for every command that reads the file."""
+    (waiting / "owm.toml").write_text("[owm]\nsnik = 'jsonl:-'\n")
+    outcome = run("owm-outbox", *args, "--config", "owm.toml", cwd=waiting)
+    assert (outcome.code, outcome.line) == (78, "owm-outbox: owm.toml: unknown key 'snik': did you mean 'sink'?")
+
+
+FLEET = """
+    from owm_outbox import Job, Page
+
+    class Fleet(Job):
+        name = "fleet"
+
+        def pages(self, run):
+            yield Page([])
+    """
