@@ -14,6 +14,7 @@ from owm_outbox.errors import (
     OwmOutboxError,
     SinkFull,
     SinkUnavailable,
+    one_line,
 )
 from owm_outbox.outbox import Outbox
 from owm_outbox.sink import Sink, pausing_with
@@ -196,7 +197,7 @@ class Delivery:
             )
         self._outbox.reject(reasons)
         for position, reason in reasons.items():
-            log.error("entry %d became a dead letter: %s", position, reason)
+            log.error("entry %d became a dead letter: %s", position, one_line(reason))
         self._notify_rejected(reasons)
 
     # -- agreeing with the sink on a mark

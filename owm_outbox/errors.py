@@ -26,6 +26,7 @@ __all__ = [
     "Stopped",
     "TaskError",
     "TryAgainLater",
+    "one_line",
 ]
 
 
@@ -43,10 +44,18 @@ class ExitCode(enum.IntEnum):
     SIGTERM = 128 + signal.SIGTERM
 
 
+def one_line(text: str) -> str:
+    """Return a text without its line breaks: what a driver, a validator or a person wrote may have several lines."""
+    return " ".join(filter(None, map(str.strip, text.splitlines())))
+
+
 class OwmOutboxError(Exception):
-    """The root of all errors raised by this package."""
+    """The root of all errors raised by this package. As text it is one line, whatever it repeats of another's."""
 
     exit_code: int = ExitCode.BUG
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class ConfigurationError(OwmOutboxError):

@@ -44,7 +44,7 @@ class Extraction:
             raise
         except Exception as error:
             self.run.stop.check()
-            raise _job_error(name, error) from error
+            raise _job_error(self._job, error) from error
         finally:
             close = getattr(pages, "close", None)  # an iterator need not be a generator
             if close is not None:
@@ -68,7 +68,7 @@ class Extraction:
         except OwmOutboxError:
             raise
         except Exception as error:  # of Job.key, or of tasks that are made while they are stored
-            raise _job_error(run.job, error) from error
+            raise _job_error(self._job, error) from error
         run.extracted += stored.new
         run.duplicates += stored.duplicates
         run.rejected += stored.rejected - stored.replaced
@@ -95,24 +95,19 @@ class Extraction:
         return None
 
 
-def _job_error(name: str, error: Exception) -> JobError:
-    return JobError(f"job {name!r} failed at {_where(error)}: {type(error).__name__}: {_one_line(error)}")
+def _job_error(job: Job[Any], error: Exception) -> JobError:
+    return JobError(f"job {job.name!r} failed at {_where(error, job)}: {type(error).__name__}: {error}")
 
 
-def _where(error: BaseException) -> str:
-    """Name the line in which an error was raised, the innermost of those that are not a library's."""
+def _where(error: BaseException, job: Job[Any]) -> str:
+    """Name the line that failed: the innermost one of the job's package, not that of a library which it calls."""
+    package = type(job).__module__.partition(".")[0]
     at = error.__traceback__
-    found = "an unknown line"
+    found = others = "an unknown line"
     while at is not None:
-        code = at.tb_frame.f_code
-        if (
-            at.tb_frame.f_globals.get("__name__", "").partition(".")[0] != "owm_outbox"
-            and "site-packages" not in code.co_filename
-        ):
-            found = f"{code.co_filename}:{at.tb_lineno}"
+        line = f"{at.tb_frame.f_code.co_filename}:{at.tb_lineno}"
+        of = at.tb_frame.f_globals.get("__name__", "").partition(".")[0]
+        found = line if of == package else found
+        others = line if of != "owm_outbox" else others
         at = at.tb_next
-    return found
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    return others if found == "an unknown line" else found

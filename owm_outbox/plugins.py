@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from stevedore.driver import DriverManager
 from stevedore.exception import MultipleMatches, NoMatches
 
-from owm_outbox.errors import ConfigurationError
+from owm_outbox.errors import ConfigurationError, one_line
 from owm_outbox.job import Job
 from owm_outbox.outbox import Outbox
 from owm_outbox.sink import Sink
@@ -238,4 +238,5 @@ def _import_problem(point: importlib.metadata.EntryPoint, error: BaseException) 
         if missing != point.module.partition(".")[0]:
             package = point.dist.name if point.dist else "its package"
             fix = f"install {missing!r}, or the extra of {package} that includes it"
-    return f"{point.name!r} of {_origin(point)} cannot be imported ({type(error).__name__}: {error}): {fix}"
+    what = one_line(f"{type(error).__name__}: {error}")
+    return f"{point.name!r} of {_origin(point)} cannot be imported ({what}): {fix}"

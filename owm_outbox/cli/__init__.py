@@ -15,7 +15,7 @@ from click.core import ParameterSource
 
 from owm_outbox.cli.logs import set_up_logging, write_line
 from owm_outbox.cli.outcome import Outcome
-from owm_outbox.errors import ExitCode, OwmOutboxError
+from owm_outbox.errors import ExitCode, OwmOutboxError, one_line
 
 __all__ = ["main", "producer"]
 
@@ -77,7 +77,8 @@ def _invoke(command: click.Command, name: str) -> NoReturn:
         log.debug("the traceback of what failed", exc_info=True)
         outcome = Outcome(
             ExitCode.BUG,
-            f"a bug: {type(error).__name__}: {error}. Nothing committed is lost; --log-level debug shows the traceback",
+            f"a bug: {type(error).__name__}: {one_line(str(error))}. "
+            "Nothing committed is lost; --log-level debug shows the traceback",
         )
     if outcome.line:
         with suppress(OSError):  # a stderr that takes nothing does not change the outcome

@@ -10,7 +10,7 @@ import click
 
 from owm_outbox.cli.job_scope import OutboxCommand
 from owm_outbox.cli.outcome import Outcome
-from owm_outbox.errors import ConfigurationError, ExitCode
+from owm_outbox.errors import ConfigurationError, ExitCode, one_line
 from owm_outbox.outbox import DeadLetterStore, Outbox
 from owm_outbox.url import URL
 
@@ -43,7 +43,9 @@ def dead_list(*, as_json: bool, outbox: str, **_: Any) -> None:
             else:
                 shown = payload if len(payload) <= 500 else f"{payload[:500]}… ({len(letter.payload)} bytes)"
                 kind = letter.task_id or "not a task"
-                click.echo(f"{letter.position}  {letter.rejected_at:%Y-%m-%d %H:%M:%S} UTC  {kind}  {letter.reason}")
+                click.echo(
+                    f"{letter.position}  {letter.rejected_at:%Y-%m-%d %H:%M:%S} UTC  {kind}  {one_line(letter.reason)}"
+                )
                 click.echo(f"    {shown}")
 
 

@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from owm_outbox.cli.outcome import Outcome
+from owm_outbox.errors import one_line
 
 __all__ = ["are_json", "log_params", "set_up_logging", "write_line"]
 
@@ -93,8 +94,15 @@ def _set_format(form: str) -> None:
         handler.setFormatter(JsonFormatter("{asctime}{levelname}{name}{message}", style="{"))
     else:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(_OneLineFormatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger().handlers[:] = [handler]
+
+
+class _OneLineFormatter(logging.Formatter):
+    """Writes one line per record, whatever other packages log; a traceback, which is asked for, has its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name of the method it replaces
+        return one_line(super().formatMessage(record))
 
 
 class _JsonHandler(logging.StreamHandler[TextIO]):
