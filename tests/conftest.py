@@ -13,8 +13,11 @@ from support.servers import Server, binaries, running
 
 BINARIES = binaries()
 
+# The inner loop has one kind of server.
+KINDS = [kind if kind == "valkey" else pytest.param(kind, marks=pytest.mark.slow) for kind in sorted(BINARIES)]
 
-@pytest.fixture(scope="session", params=sorted(BINARIES))
+
+@pytest.fixture(scope="session", params=KINDS)
 def any_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Run each kind of server in turn; shared, so it is emptied by ``server``."""
     with running(BINARIES[request.param], tmp_path_factory.mktemp(request.param)) as server:
@@ -29,7 +32,7 @@ def server(any_server: Server) -> Server:
     return any_server
 
 
-@pytest.fixture(params=sorted(BINARIES))
+@pytest.fixture(params=KINDS)
 def own_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     """Give a server that the test may kill, pause or configure; once on each kind."""
     with running(BINARIES[request.param], tmp_path / "server") as server, contextlib.suppress(ProcessLookupError):

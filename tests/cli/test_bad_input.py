@@ -9,6 +9,8 @@ import pytest
 
 from support.commands import refused, run
 
+pytestmark = pytest.mark.slow
+
 SECRET = "hunter2"  # noqa: S105 - what must not be shown
 
 NO_SCHEME = "has no scheme; write it as PLUGIN:…, such as sqlite:////tmp/tasks.db or redis://localhost:6379/0"

@@ -17,6 +17,8 @@ from support.commands import HARMLESS, refused, run
 from support.servers import Server, free_port
 from support.weather import made_up, serving
 
+pytestmark = pytest.mark.slow
+
 SECRET = "hunter2"  # noqa: S105 - what must not be shown
 OUTBOX = "sqlite:///tasks.db"  # in the folder that the command runs in
 
@@ -229,7 +231,6 @@ def test_a_key_of_another_type_is_left_alone(key: str, server: Server, stream: s
         assert client.keys() == [key.encode()]
 
 
-@pytest.mark.slow
 def test_a_server_that_refuses_us_is_a_configuration_error(own_server: Server, stream: str, tmp_path: Path) -> None:
     """No password, a wrong one or an unknown user ends with 78, at once, and no log shows the password."""
     with own_server.client() as client, serving(made_up(3)) as api:
@@ -244,7 +245,6 @@ def test_a_server_that_refuses_us_is_a_configuration_error(own_server: Server, s
             assert SECRET not in outcome.err
 
 
-@pytest.mark.slow
 def test_the_right_password_is_taken_from_the_url(own_server: Server, stream: str, tmp_path: Path) -> None:
     """A password with special characters, percent-encoded or as an option, is the one that the server gets."""
     with own_server.client() as client, serving(made_up(3)) as api:

@@ -55,6 +55,7 @@ def test_each_layer_beats_the_one_before(tmp_path: Path) -> None:
     assert seen == [{"100"}, {"10"}, {"20"}, {"30"}]
 
 
+@pytest.mark.slow
 def test_the_table_of_a_job_beats_the_top_of_the_file(tmp_path: Path) -> None:
     """What stands below [owm] is for this job, and beats what stands at the top, for every job."""
     with serving(made_up(1)) as top, serving(made_up(1)) as table:
@@ -92,6 +93,7 @@ def test_a_file_named_by_a_flag_beats_one_named_by_a_variable(tmp_path: Path) ->
         assert _limits(api) == {"20"}
 
 
+@pytest.mark.slow
 def test_a_byte_order_mark_is_not_part_of_the_file(tmp_path: Path) -> None:
     """A file that an editor on Windows wrote is the same file."""
     (tmp_path / "owm.toml").write_bytes(b"\xef\xbb\xbfapi_limit = 10\r\n[owm]\r\nconcurrency = 2\r\n")
@@ -100,6 +102,7 @@ def test_a_byte_order_mark_is_not_part_of_the_file(tmp_path: Path) -> None:
         assert _limits(api) == {"10"}
 
 
+@pytest.mark.slow
 def test_a_flag_without_a_value_is_true_in_a_file(tmp_path: Path) -> None:
     """``json = true`` in the file is ``--json``, under the name that the help shows."""
     (tmp_path / "owm.toml").write_text("json = true\n")
@@ -109,6 +112,7 @@ def test_a_flag_without_a_value_is_true_in_a_file(tmp_path: Path) -> None:
     assert outcome.report["complete"] is True
 
 
+@pytest.mark.slow
 def test_an_empty_variable_counts_as_not_set(tmp_path: Path) -> None:
     """A variable set to nothing, as some schedulers do it, leaves the default."""
     with serving(made_up(1)) as api:
@@ -116,6 +120,7 @@ def test_an_empty_variable_counts_as_not_set(tmp_path: Path) -> None:
         assert _limits(api) == {"100"}
 
 
+@pytest.mark.slow
 def test_help_shows_variable_and_default_of_every_option() -> None:
     """Each option that holds a value is shown with its environment variable and what it is if nobody sets it."""
     outcome = run("owm-producer", "--help")
@@ -180,6 +185,7 @@ def _all_bytes(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_the_token_is_sent_as_bearer_and_never_shown(guard: _Guard, tmp_path: Path) -> None:
     """``OWM_API_TOKEN`` goes to the API and nowhere else: not into a log, a report or a file."""
     args = ("--api-url", guard.url, *STORES, "--json", "--log-level", "debug")
@@ -191,6 +197,7 @@ def test_the_token_is_sent_as_bearer_and_never_shown(guard: _Guard, tmp_path: Pa
     assert SECRET.encode() not in _all_bytes(tmp_path)
 
 
+@pytest.mark.slow
 def test_without_a_token_none_is_sent(guard: _Guard, tmp_path: Path) -> None:
     """No token, no header; and if the API wants one, the line says so."""
     args = ("--api-url", guard.url, *STORES, "--retry-wait", "0.01", "--log-level", "error")
@@ -201,6 +208,7 @@ def test_without_a_token_none_is_sent(guard: _Guard, tmp_path: Path) -> None:
     assert "check the API token" in outcome.line
 
 
+@pytest.mark.slow
 def test_a_refused_token_is_not_shown(guard: _Guard, tmp_path: Path) -> None:
     """A wrong token is not shown either when the API refuses it."""
     args = ("--api-url", guard.url, *STORES, "--retry-wait", "0.01", "--log-level", "debug")
@@ -211,6 +219,7 @@ def test_a_refused_token_is_not_shown(guard: _Guard, tmp_path: Path) -> None:
     assert b"horse" not in _all_bytes(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("token", [f"{SECRET}\n", f"{SECRET}\r\nX-Admin: 1", f"{SECRET}€"])
 def test_a_token_that_no_header_can_carry_is_bad_configuration(token: str, guard: _Guard, tmp_path: Path) -> None:
     """A token with a line break or a character beyond Latin-1 ends with 78, names its variable, and is not shown."""

@@ -11,6 +11,8 @@ from owm_outbox import __version__
 
 from support.commands import run
 
+pytestmark = pytest.mark.slow
+
 STORE = "--outbox"
 DELIVER = "--sink --batch-size --wait-for-room"
 LOG = "--log-level --log-format"

@@ -113,6 +113,7 @@ def test_a_bad_item_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         _options()
 
 
+@pytest.mark.slow
 def test_a_job_gets_its_lists_from_the_command_line(tmp_path: Path) -> None:
     """Flag, variable and file reach a job that is run, and its help says how to give them."""
     env = install_jobs(tmp_path, LISTS, fleet="Fleet")
@@ -164,6 +165,7 @@ def test_two_fields_cannot_have_one_flag() -> None:
         run_params(Twice)
 
 
+@pytest.mark.slow
 def test_a_job_with_a_taken_name_ends_with_78(tmp_path: Path) -> None:
     """Wherever the job is named, the line is the same, and the other jobs are not harmed."""
     source = """

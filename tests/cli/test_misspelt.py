@@ -103,6 +103,7 @@ def test_a_variable_of_other_programs_is_left_alone() -> None:
     assert _warnings(Http, HTTP_PROXY="http://proxy", HTTP_USER_AGENT="x") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args",
     [("run", "owm"), ("status",), ("drain",), ("dead", "list"), ("dead", "retry", "--all"), ("dead", "drop", "--all")],
@@ -121,6 +122,7 @@ def test_every_command_on_a_job_or_its_outbox_warns(args: tuple[str, ...], tmp_p
     assert "did you mean" not in _logged(outcome)[-1]
 
 
+@pytest.mark.slow
 def test_a_misspelt_variable_is_named_before_the_error_that_follows_from_it(tmp_path: Path) -> None:
     """Where the missing value ends the command, the warning says why it is missing."""
     source = """
@@ -141,6 +143,7 @@ def test_a_misspelt_variable_is_named_before_the_error_that_follows_from_it(tmp_
     ]
 
 
+@pytest.mark.slow
 def test_the_warnings_are_json_where_the_logs_are(tmp_path: Path) -> None:
     """They are written as the options that stand behind them say."""
     (tmp_path / "owm.toml").write_text("log_format = 'json'\n[owmm]\n")
@@ -149,12 +152,14 @@ def test_the_warnings_are_json_where_the_logs_are(tmp_path: Path) -> None:
     assert levels == ["WARNING", "WARNING", "ERROR"]
 
 
+@pytest.mark.slow
 def test_help_and_version_warn_of_nothing() -> None:
     """Neither reads what is configured."""
     for flag in ("--help", "--version"):
         assert run("owm-producer", flag, env={"OWM_SNIK": "x"}).err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "meant"),
     [("OWM", "did you mean 'owm'?"), ("onwm", "did you mean 'owm'?"), ("producer", "known: fleet, owm")],

@@ -354,6 +354,7 @@ def test_a_name_that_would_not_work_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "line"),
     [
@@ -385,6 +386,7 @@ def test_an_installed_name_is_not_given_twice(sink: Package, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["folder", "file", "dangling link"])
 def test_what_exists_is_left_alone(what: str, tmp_path: Path) -> None:
     """Nothing is written over or into what has that name already, be it a file, a folder or a link."""
@@ -410,6 +412,7 @@ def test_what_exists_is_left_alone(what: str, tmp_path: Path) -> None:
     assert list(snapshot()) == before
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_no_half_package(tmp_path: Path) -> None:
     """If not all of it can be written, none of it stays, and one line says why."""
     script = f"ulimit -f 8; exec {SCRIPTS / 'owm-outbox'} new outbox pigeon-post"

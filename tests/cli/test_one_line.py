@@ -16,6 +16,8 @@ from owm_outbox_backends.sqlite import SqliteOutbox
 from support.commands import run
 from support.plugins import install_jobs
 
+pytestmark = pytest.mark.slow
+
 DRIVER = 'connection to server at "db" failed:\n\tIs the server running?\r\n\n  DETAIL: no route\u2028to host\n'
 SHOWN = 'connection to server at "db" failed: Is the server running? DETAIL: no route to host'
 

@@ -18,6 +18,8 @@ from support.servers import Server, free_port
 from support.streams import city_ids
 from support.weather import made_up, serving
 
+pytestmark = pytest.mark.slow
+
 OUTBOX = ("--outbox", "sqlite:///tasks.db")  # in the folder that the command runs in
 COUNT = 250
 
@@ -74,7 +76,6 @@ def test_status_works_while_a_relay_runs(waiting: Path) -> None:
         assert run("owm-outbox", "status", "--json", *OUTBOX, cwd=waiting).report["pending"] == COUNT
 
 
-@pytest.mark.slow
 def test_drain_delivers_what_waits_and_fetches_nothing(waiting: Path, server: Server, stream: str) -> None:
     """``drain`` sends all that an earlier run left, in order; the next run finds its tasks delivered, none twice."""
     sink = ("--sink", server.url(stream))
@@ -112,7 +113,6 @@ def _letters(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in outcome.out.splitlines()]
 
 
-@pytest.mark.slow
 def test_records_that_are_not_tasks_become_dead_letters(tmp_path: Path) -> None:
     """Latitude 91 ends with 65: the record is kept with its reason, the rest is delivered, the run is complete."""
     cities = [*made_up(3), *NOT_TASKS, *made_up(2, first=4)]
@@ -137,7 +137,6 @@ def test_records_that_are_not_tasks_become_dead_letters(tmp_path: Path) -> None:
         assert words in text.out
 
 
-@pytest.mark.slow
 def test_what_never_was_a_task_can_be_dropped_but_not_retried(tmp_path: Path) -> None:
     """``dead retry`` leaves such a record where it is, with 65 and a line; ``dead drop`` deletes what it is told."""
     with serving(NOT_TASKS) as api:
@@ -167,7 +166,6 @@ class _Parcel:
     weight: int
 
 
-@pytest.mark.slow
 def test_a_dead_letter_that_is_a_task_can_be_sent_again(tmp_path: Path) -> None:
     """``dead retry`` makes just these tasks pending again, and a drain delivers them as they were."""
     with SqliteOutbox(tmp_path / "tasks.db") as outbox:

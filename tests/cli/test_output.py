@@ -17,6 +17,8 @@ from support.servers import Server, free_port
 from support.streams import city_ids
 from support.weather import made_up, serving
 
+pytestmark = pytest.mark.slow
+
 OUTBOX = ("--outbox", "sqlite:///tasks.db")  # in the folder that the command runs in
 COUNT = 250
 
@@ -31,7 +33,6 @@ def test_success_is_silent(server: Server, stream: str, tmp_path: Path) -> None:
     assert city_ids(server, stream) == [1, 2, 3]
 
 
-@pytest.mark.slow
 def test_both_names_of_the_producer_do_the_same(tmp_path: Path) -> None:
     """``owm-outbox run owm`` is ``owm-producer``: with --json, one JSON object on one line, the report."""
     with serving(made_up(3)) as api:
@@ -90,7 +91,6 @@ def test_tasks_can_go_to_a_file(tmp_path: Path) -> None:
     assert [json.loads(line)["city_id"] for line in lines] == list(range(1, COUNT + 1))
 
 
-@pytest.mark.slow
 def test_a_reader_that_leaves_early_is_an_outage(tmp_path: Path) -> None:
     """If the reader of stdout ends, as ``head`` does, the code is 75, the line says so, and the rest is kept."""
     count = 5_000  # far more than a pipe holds, so that the command cannot be done before the reader leaves

@@ -15,6 +15,8 @@ import pytest
 
 from support.commands import environment, run, start
 
+pytestmark = pytest.mark.slow
+
 SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
 
 # A job that makes pages until somebody stops it, and sinks that do not take part in a stop.
@@ -136,7 +138,6 @@ def test_a_command_that_only_looks_ends_at_once(sent: signal.Signals, code: int,
     assert outcome == (code, "", f"owm-outbox: stopped by {sent.name}\n")
 
 
-@pytest.mark.slow
 def test_sigterm_at_any_moment_of_the_start_is_the_end(plugins: dict[str, str], tmp_path: Path) -> None:
     """Whenever SIGTERM comes, the command ends with it: by the system's hand, or with 143 and one line."""
     args = ("run", "clock", "--sink", "swallowing:", "--outbox", "memory:")
@@ -205,7 +206,6 @@ def test_a_second_signal_ends_what_hangs(plugins: dict[str, str], tmp_path: Path
 # -- the demo
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("to_the_group", [False, True], ids=["kill", "Ctrl-C"])
 def test_a_stopped_demo_leaves_nothing_behind(
     to_the_group: bool, sent: tuple[signal.Signals, int], tmp_path: Path

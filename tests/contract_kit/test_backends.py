@@ -110,6 +110,7 @@ class TestRedisStreamSink(SinkContract):
         )
 
 
+@pytest.mark.slow
 class TestRedisStreamSinkWithoutGroups(SinkContract):
     """Without a consumer group, and without a bound, the promises are the same; also when replies are lost."""
 

@@ -39,6 +39,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_the_example_job_shows_its_own_options(site: Path) -> None:
     """``run fleet --help`` has the job's description and its options with their environment variables."""
     outcome = run("owm-outbox", "run", "fleet", "--help", env={"PYTHONPATH": str(site)})
@@ -48,6 +49,7 @@ def test_the_example_job_shows_its_own_options(site: Path) -> None:
         assert words in text
 
 
+@pytest.mark.slow
 def test_the_example_job_runs_twice_interrupted_once(site: Path, server: Server, stream: str, tmp_path: Path) -> None:
     """A run that SIGTERM ended is resumed under the same id; a further call is a new run; each truck once per run."""
     env = {"PYTHONPATH": str(site), "FLEET_DEPOT": "south"}

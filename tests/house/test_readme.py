@@ -37,6 +37,7 @@ def _block(language: str, beginning: str) -> str:
     return code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.split("class ", 1)[-1].split("(")[0].split(":")[0])
 def test_python_blocks_run(code: str, tmp_path: Path) -> None:
     """Each Python example runs by itself, and its assertions hold."""
@@ -46,6 +47,7 @@ def test_python_blocks_run(code: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands_exist(line: str) -> None:
     """Each command that the README shows is one that we have, with these flags."""
@@ -56,6 +58,7 @@ def test_commands_exist(line: str) -> None:
         assert flag in outcome.out
 
 
+@pytest.mark.slow
 def test_the_configuration_file_is_accepted(tmp_path: Path) -> None:
     """The TOML example has only keys that we know: the run fails at its API, which nobody serves here."""
     block = _block("toml", "# owm.toml")
@@ -68,6 +71,7 @@ def test_the_configuration_file_is_accepted(tmp_path: Path) -> None:
     assert "127.0.0.1:9" in outcome.err
 
 
+@pytest.mark.slow
 def test_options_and_variables_are_those_of_the_help() -> None:
     """Each flag and each variable in the table of options is one of the producer's."""
     text = run("owm-producer", "--help").out

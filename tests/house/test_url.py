@@ -201,6 +201,7 @@ def _complaint(text: str) -> str:
     return ""
 
 
+@pytest.mark.slow
 @given(
     st.one_of(
         _forms(USERINFO, _passwords().map(lambda password: quote(password, safe=""))),

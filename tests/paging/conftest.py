@@ -15,6 +15,18 @@ from support.misbehaving import Misbehaving, misbehaving
 from support.weather import made_up
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave one variant of each test of whole runs to the inner loop, and none of the breaker's and the command's."""
+    seen = set()
+    for item in items:
+        if isinstance(item, pytest.Function) and item.path.parent == Path(__file__).parent:
+            test = item.path, item.originalname
+            repeated = "out" in item.fixturenames and test in seen
+            if repeated or "file" in item.fixturenames or item.name.startswith("test_the_command_"):
+                item.add_marker("slow")
+            seen.add(test)
+
+
 @pytest.fixture(params=["memory", "sqlite"])
 def outbox(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Outbox]:
     """Give an outbox of each kind, whose state keeps the breaker's."""

@@ -15,6 +15,8 @@ from support.proxy import EVERY, FaultProxy, Then
 from support.servers import Server
 from support.streams import city_ids
 
+pytestmark = pytest.mark.slow
+
 ONE = Batch("box", Mark(""), [Entry(1, "a", b"{}")], Mark("1 lease a"))
 TWO = Batch("box", ONE.mark, [Entry(2, "b", b"{}")], Mark("2 lease b"))
 
@@ -104,7 +106,6 @@ def test_slow_link(producer: Producer, server: Server, proxy: FaultProxy) -> Non
     assert proxy.requests["SEND"] == len(BATCHES)
 
 
-@pytest.mark.slow
 def test_link_slower_than_the_timeout(producer: Producer, server: Server, proxy: FaultProxy) -> None:
     """Requests that arrive long after the client gave them up add nothing twice, not even during the next call."""
     proxy.slow(40_000)

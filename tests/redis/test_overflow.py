@@ -216,6 +216,7 @@ def test_an_entry_that_exists_between_those_that_do_not_is_kept(server: Server, 
     assert payloads(client, stream) == [*range(41, 141)]
 
 
+@pytest.mark.slow
 def test_more_dead_references_than_one_call_looks_at(server: Server, client: Any, stream: str) -> None:
     """Every second one of 4,000 entries is such a reference, between entries that are done: each call gets further."""
     ids = fill(client, stream, 4000)
@@ -233,6 +234,7 @@ def test_more_dead_references_than_one_call_looks_at(server: Server, client: Any
     assert sender.sink.trimmed == 0
 
 
+@pytest.mark.slow
 def test_a_long_row_of_dead_references_is_one_step(server: Server, client: Any, stream: str) -> None:
     """References to entries that are gone in a row are passed over at once, however many they are."""
     ids = fill(client, stream, 20_000)
@@ -250,6 +252,7 @@ def test_a_long_row_of_dead_references_is_one_step(server: Server, client: Any, 
 # -- a bounded amount of work
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reads", ["a group that is done", "a group that lags", "nobody", "all the same"])
 def test_one_call_does_a_bounded_amount_of_work(server: Server, client: Any, stream: str, reads: str) -> None:
     """However far a stream is beyond maxlen, a call trims a slice of it, and takes its batch if that makes room."""

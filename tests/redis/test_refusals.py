@@ -19,6 +19,8 @@ from support.proxy import EVERY, FaultProxy
 from support.servers import Server, running
 from support.streams import Worker, city_ids
 
+pytestmark = pytest.mark.slow
+
 Before = Callable[[Server], AbstractContextManager[FaultProxy]]
 
 
@@ -208,7 +210,6 @@ def test_rights_missing_to_trim(producer: Producer, own_server: Server, command:
     assert city_ids(own_server, producer.stream) == list(range(BATCH + 1, 3 * BATCH + 1))
 
 
-@pytest.mark.slow
 def test_copies_asked_for_and_every_reply_lost_once(
     producer: Producer, own_server: Server, before: Before, tmp_path: Path
 ) -> None:

@@ -14,6 +14,8 @@ from owm_outbox_backends.redis_stream import RedisStreamSink
 
 from support.servers import Server, running
 
+pytestmark = pytest.mark.slow
+
 QUICK: dict[str, Any] = {"retries": 1, "backoff_base": 0.01}
 
 
@@ -43,7 +45,6 @@ def test_a_batch_is_held_once_a_replica_has_it(own_server: Server, replica: Serv
         assert client.xlen(stream) == 5
 
 
-@pytest.mark.slow
 def test_without_a_replica_nothing_counts_as_held(own_server: Server, stream: str) -> None:
     """A batch that no replica confirms is not a success, and neither is its mark, however often it is asked for."""
     with RedisStreamSink(f"redis://{own_server.address}/0", stream=stream, wait_replicas=1, **QUICK) as sink:
@@ -54,7 +55,6 @@ def test_without_a_replica_nothing_counts_as_held(own_server: Server, stream: st
             sink.mark("box")
 
 
-@pytest.mark.slow
 def test_a_batch_is_confirmed_late(own_server: Server, replica: Server, stream: str) -> None:
     """A batch taken before a replica was there is not added again once there is one: its mark is confirmed."""
     with RedisStreamSink(f"redis://{own_server.address}/0", stream=stream, wait_replicas=1, **QUICK) as sink:

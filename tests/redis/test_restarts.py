@@ -16,6 +16,8 @@ from support.proxy import FaultProxy
 from support.servers import Server, running
 from support.streams import city_ids
 
+pytestmark = pytest.mark.slow
+
 Before = Callable[[Server], AbstractContextManager[FaultProxy]]
 
 KEPT = ("--appendonly", "yes", "--appendfsync", "always")
@@ -120,7 +122,6 @@ def test_server_put_back_between_two_calls(
     assert report.resumed
 
 
-@pytest.mark.slow
 def test_replica_promoted_with_writes_lost(
     producer: Producer, own_server: Server, before: Before, tmp_path: Path
 ) -> None:

@@ -85,6 +85,7 @@ def test_read_but_unacknowledged_tasks_are_kept(producer: Producer, server: Serv
     check_got_everything(worker)
 
 
+@pytest.mark.slow
 def test_the_slowest_of_several_groups_counts(producer: Producer, server: Server) -> None:
     """A task is kept until all groups have acknowledged it, and the error names the one that has not."""
     fast, slow = (Worker(server, producer.stream, name) for name in ("fast", "slow"))
@@ -106,6 +107,7 @@ def test_the_slowest_of_several_groups_counts(producer: Producer, server: Server
         check_got_everything(worker)
 
 
+@pytest.mark.slow
 def test_without_a_group_a_run_is_not_trimmed(producer: Producer, server: Server) -> None:
     """Without a consumer group nothing that this run delivered goes: 75, and each way out that is named works."""
     url = producer.url(server, maxlen=150)
@@ -149,6 +151,7 @@ def test_no_bound_keeps_everything(producer: Producer, server: Server) -> None:
     producer.check_complete(server, producer.run(producer.url(server, maxlen=0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", ["a,b", "a, b", " a ,b "])
 def test_an_abandoned_group_can_be_left_out(producer: Producer, server: Server, groups: str) -> None:
     """With groups=a,b a group nobody reads in any more does not stop the producer, and the named ones miss nothing."""
@@ -186,6 +189,7 @@ def test_a_group_that_does_not_exist_has_read_nothing(producer: Producer, server
     assert city_ids(server, producer.stream) == list(range(1, 201))
 
 
+@pytest.mark.slow
 def test_groups_are_told_apart_by_their_whole_names(producer: Producer, server: Server) -> None:
     """groups=ab is about the group ab, not about those called a, b or abc."""
     for name in ("a", "b", "abc", "-", "ab-"):
@@ -206,6 +210,7 @@ def test_trimming_all_the_same(producer: Producer, server: Server) -> None:
     assert city_ids(server, producer.stream) == list(range(351, 501))
 
 
+@pytest.mark.slow
 def test_a_new_group_needs_only_what_is_new_to_it(producer: Producer, server: Server) -> None:
     """A group that starts at the end does not keep what was there before it."""
     with server.client() as client:

@@ -21,6 +21,8 @@ from support.servers import Server, binaries, running
 from support.streams import tasks
 from support.weather import CountingService, made_up, serving
 
+pytestmark = pytest.mark.slow
+
 SEED = int(os.environ.get("CRASH_SEED") or random.SystemRandom().randrange(2**32))
 TRIALS = -(-int(os.environ.get("CRASH_TRIALS") or 100) // len(binaries()))  # on each kind of server
 COUNT = 2_500

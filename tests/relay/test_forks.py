@@ -105,6 +105,7 @@ def test_a_restored_backup_loses_nothing(place: Place, caplog: pytest.LogCapture
     assert not _warnings(caplog), "the new id is a history of its own"
 
 
+@pytest.mark.slow
 def test_the_command_says_that_an_outbox_was_restored(place: Place) -> None:
     """``drain`` of a restored outbox delivers what was appended, and says on stderr what it found."""
     place.append(range(5))

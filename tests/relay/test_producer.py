@@ -19,6 +19,8 @@ from support.servers import Server
 from support.streams import city_ids, entries, tasks
 from support.weather import CountingService, made_up, serving
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def real_cities() -> Sequence[City]:
@@ -31,7 +33,6 @@ def _tables(outbox_url: str) -> dict[str, int]:
         return {"entries": db.execute("SELECT count(*) FROM outbox_entries").fetchone()[0]}
 
 
-@pytest.mark.slow
 def test_every_city_is_enqueued_exactly_once(
     real_cities: Sequence[City], server: Server, stream: str, outbox_url: str
 ) -> None:
@@ -87,7 +88,6 @@ def test_each_call_after_a_complete_one_is_a_new_run(server: Server, stream: str
     assert len({task["task_id"] for task in tasks(server, stream)}) == 500
 
 
-@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_cities(
     server: Server, stream: str, outbox_url: str, tmp_path: Path
 ) -> None:
@@ -107,7 +107,6 @@ def test_memory_does_not_grow_with_the_number_of_cities(
     assert len(ids) == len(set(ids)) == 234_908
 
 
-@pytest.mark.slow
 def test_a_run_never_trims_what_it_delivered_itself(server: Server, stream: str, outbox_url: str) -> None:
     """With all defaults and no consumer group, 170,391 cities do not fit: nothing is trimmed, and the line says why."""
     with serving(read_cities(1000)) as api:

@@ -34,6 +34,8 @@ from support.servers import Server
 from support.streams import city_ids
 from support.weather import made_up
 
+pytestmark = pytest.mark.slow
+
 COUNT = 3000
 ALL = list(range(1, COUNT + 1))
 

@@ -107,6 +107,7 @@ def test_it_delivers_until_it_is_told_to_stop(server: Server, stream: str) -> No
         assert outbox.stats().pending == 0
 
 
+@pytest.mark.slow
 def test_it_waits_for_a_sink_that_is_down(own_server: Server, stream: str) -> None:
     """A sink that is down ends nothing: once it is back, what had been waiting is delivered."""
     outbox, stop, seen = MemoryOutbox(), threading.Event(), Seen(1)
@@ -196,6 +197,7 @@ def test_a_connection_to_another_file_is_refused(tmp_path: Path) -> None:
         assert outbox.stats().pending == 0
 
 
+@pytest.mark.slow
 def test_the_example_in_the_documentation_runs(tmp_path: Path) -> None:
     """docs/service.md does what it says, also when it is run a second time in the same folder."""
     text = (Path(__file__).parent.parent.parent / "docs" / "service.md").read_text("utf-8")

@@ -127,6 +127,7 @@ def test_a_commit_into_a_deleted_file_is_not_reported_as_kept(outbox: SqliteOutb
         outbox.store([entry], run=run_.id, checkpoint=b"new")
 
 
+@pytest.mark.slow
 def test_a_deleted_file_ends_the_job_with_one_line(server: Server, stream: str, path: Path) -> None:
     """A producer whose outbox is deleted in the middle ends with 73 and says so; the next call does it all."""
     cities = made_up(3000)
@@ -149,6 +150,7 @@ def test_a_deleted_file_ends_the_job_with_one_line(server: Server, stream: str, 
     assert set(city_ids(server, stream)) == {city.city_id for city in cities}
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_what_was_committed(server: Server, stream: str, path: Path) -> None:
     """Out of room (a limit on the file's size): 75, one line, only committed tasks counted; with room, it goes on."""
     cities = made_up(20_000)
@@ -207,6 +209,7 @@ def test_a_damaged_page_is_one_clear_error(path: Path) -> None:
         outbox.read(0, 5000)
 
 
+@pytest.mark.slow
 def test_the_lock_dies_with_its_process(path: Path) -> None:
     """The lock names its process, and is free as soon as that is killed."""
     hold = (
@@ -230,6 +233,7 @@ def test_the_lock_dies_with_its_process(path: Path) -> None:
             pass
 
 
+@pytest.mark.slow
 def test_two_calls_at_once(server: Server, stream: str, path: Path) -> None:
     """Of two producers on one outbox, one does the work and the other ends at once with 75, naming the first."""
     with serving(made_up(300)) as api, SqliteOutbox(path) as outbox:
@@ -243,6 +247,7 @@ def test_two_calls_at_once(server: Server, stream: str, path: Path) -> None:
     assert len(city_ids(server, stream)) == 300
 
 
+@pytest.mark.slow
 def test_two_first_calls_make_one_outbox(path: Path) -> None:
     """Two processes that create the same file at the same time get the same outbox."""
     make = (

@@ -21,6 +21,8 @@ from owm_outbox_backends.sqlite import SqliteOutbox
 
 from support.commands import environment
 
+pytestmark = pytest.mark.slow
+
 MIB = 2**20
 
 
