@@ -37,6 +37,7 @@ from owm_outbox.task import NO_HEADERS, NOTHING, Batch, DeadLetter, Entry, Inval
 from owm_outbox.url import URL
 
 __version__ = "0.1.0"
+"""The version of the installed package."""
 
 __all__ = [
     "MAX_BYTES",

@@ -28,9 +28,10 @@ __all__ = [
 ]
 
 Key = int | str
-"""What makes two tasks of one run the same. Integers that arrive in order are the cheapest to store."""
+"""A number or a text that makes two tasks of one run the same. Integers that arrive in order are cheapest to store."""
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+"""The headers of an entry that has none; they cannot be changed."""
 
 
 class NewEntry(NamedTuple):

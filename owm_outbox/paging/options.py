@@ -21,6 +21,7 @@ R = TypeVar("R")
 ApiUrl = Annotated[
     str, Meta(pattern=r"^https?://[^/?#]+(/[^?#]*)?\Z", description="Address of the API: http or https, no query")
 ]
+"""The type of ``api_url``: a text such as ``http://host:8000/v2``, which may name a user and a password."""
 
 
 class PagedApiOptions(JobOptions, frozen=True):

@@ -24,6 +24,11 @@ def test_the_api_page_is_that_of_the_code() -> None:
     assert (DOCS / "api.md").read_text("utf-8") == page()
 
 
+def test_every_public_name_is_explained() -> None:
+    """No name stands in the API page without a word, but for members of an enumeration, which have values."""
+    assert re.findall(r"^ *- `[^`]*`$", page(), re.MULTILINE) == []
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build and install the package that docs/job.md shows."""
