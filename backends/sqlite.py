@@ -41,6 +41,7 @@ from owm_outbox import (
 
 from .sqlite_connection import Database, FileState
 from .sqlite_rows import RUN_COLUMNS, acknowledged, aware, entry, insert, last_position, record, replace
+from .sqlite_transaction import refuse_other_objects, using
 
 __all__ = ["SqliteOutbox"]
 
@@ -154,6 +155,8 @@ class SqliteOutbox(Outbox, DeadLetterStore):
 
         :param connection: a connection of the caller's own to the same file, see `connect`. The tasks become part of
             the transaction that it is in, and are committed or rolled back with it, not by this call. Without a run.
+        :raises TypeError: it is not the sqlite3 module's, but that of a library around it; the message says which
+            object to give.
         """
         if connection is None:
             return super().append(
@@ -165,6 +168,7 @@ class SqliteOutbox(Outbox, DeadLetterStore):
                 invalid=invalid,
                 expected=expected,
             )
+        refuse_other_objects(connection)
         if run is not None or invalid:
             raise ValueError("append(connection=…) is for tasks without a run")
         return self._store_within(connection, new_entries(tasks, key, headers))
@@ -339,23 +343,18 @@ class SqliteOutbox(Outbox, DeadLetterStore):
 
         As durable as the outbox itself. It leaves folding the WAL into the file to the outbox, which does so whenever
         it appends or reads: two connections that do so at once can damage the file with SQLite before 3.51.3. Close it
-        before the outbox.
+        before the outbox. It may pass from thread to thread, as a pool hands connections out; one uses it at a time.
         """
         with self._db.translated():
-            conn = self._db.connect()
+            conn = self._db.connect(check_same_thread=False)
             conn.execute("PRAGMA synchronous = FULL")
             conn.execute("PRAGMA wal_autocheckpoint = 0")
             return conn
 
     def _store_within(self, conn: sqlite3.Connection, entries: list[NewEntry]) -> Stored:
         self._db.file.check()
-        file = conn.execute("SELECT file FROM pragma_database_list WHERE name = 'main'").fetchone()[0]
-        if not file or not self.path.samefile(file):
-            raise OutboxInvalid(f"the connection is to {file or 'memory'}, not to {self.path}: use outbox.connect()")
-        if conn.isolation_level is None and not conn.in_transaction:
-            raise OutboxInvalid("the connection commits each statement by itself: BEGIN a transaction first")
-        self._db.fold_wal()
-        with self._db.translated():
+        with self._db.translated(), using(conn, self.path):
+            self._db.fold_wal()
             return Stored(insert(conn, None, entries, self._now()))
 
     # -- within

@@ -105,7 +105,10 @@ class DatabaseFile:
                 f"{self.path} is not an SQLite file, so it is not an outbox: name another path"
             ) from error
         if found != application_id:
-            raise OutboxInvalid(f"{self.path} is an SQLite file of another program: name another path")
+            raise OutboxInvalid(
+                f"{self.path} is an SQLite file of another program: name another path, or say shared=true if it is "
+                "the database of an application that appends within its own transactions"
+            )
 
     def watch(self) -> None:
         """Remember which files these are, now that SQLite has them open.

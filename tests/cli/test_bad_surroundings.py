@@ -117,7 +117,11 @@ LINK = "is a symbolic link; an outbox is never opened through one: name its targ
         (_a_folder, "{path} is not a regular file: name another path"),
         (_a_pipe, "{path} is not a regular file: name another path"),
         (_a_text, "{path} is not an SQLite file, so it is not an outbox: name another path"),
-        (_of_another_program, "{path} is an SQLite file of another program: name another path"),
+        (
+            _of_another_program,
+            "{path} is an SQLite file of another program: name another path, or say shared=true if it is the database "
+            "of an application that appends within its own transactions",
+        ),
         (
             _of_a_newer_version,
             "{path} was written by a newer version of owm_outbox (m999_future): upgrade, or name another file",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import re
 import signal
 import sqlite3
 import subprocess
@@ -14,6 +13,7 @@ import threading
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -173,7 +173,7 @@ def test_an_application_s_own_database_can_hold_the_outbox(tmp_path: Path) -> No
         db.execute("CREATE TABLE orders (id INTEGER)")
     db.close()
     before = path.read_bytes()
-    with pytest.raises(OutboxInvalid, match="another program"):
+    with pytest.raises(OutboxInvalid, match="another program: name another path, or say shared=true"):
         SqliteOutbox(path)
     assert path.read_bytes() == before
     with SqliteOutbox(path, shared=True) as outbox:
@@ -187,6 +187,69 @@ def test_an_application_s_own_database_can_hold_the_outbox(tmp_path: Path) -> No
         assert db.execute("SELECT count(*) FROM orders").fetchone() == (1,)
 
 
+def test_a_connection_s_own_rows_and_texts_do_not_matter(tmp_path: Path) -> None:
+    """An application may have its connection return rows as dicts and texts as bytes."""
+    with SqliteOutbox(tmp_path / "x.db") as outbox:
+        connection = outbox.connect()
+        connection.row_factory = lambda cursor, row: dict(zip([name[0] for name in cursor.description], row))  # noqa: B905 - of one length
+        connection.text_factory = bytes
+        outbox.append(_notes("yes"), connection=connection)
+        connection.commit()
+        connection.close()
+        assert outbox.stats().pending == 1
+
+
+def test_a_connection_passes_from_thread_to_thread(tmp_path: Path) -> None:
+    """As a pool hands it out: another thread than the one that opened it may append, and commit."""
+    with SqliteOutbox(tmp_path / "x.db") as outbox:
+        connection = outbox.connect()
+
+        def take() -> None:
+            with connection:
+                outbox.append(_notes("elsewhere"), connection=connection)
+
+        thread = threading.Thread(target=take)
+        thread.start()
+        thread.join(20)
+        assert outbox.stats().pending == 1
+        connection.close()
+
+
+def test_a_connection_that_is_of_no_use_is_refused(tmp_path: Path) -> None:
+    """One that is closed, or that sqlite3 keeps for another thread, is an error of ours that says so."""
+    with SqliteOutbox(tmp_path / "x.db") as outbox:
+        connection = outbox.connect()
+        connection.close()
+        with pytest.raises(OutboxInvalid, match="cannot be used here: Cannot operate on a closed database"):
+            outbox.append(_notes("lost"), connection=connection)
+        opened: list[sqlite3.Connection] = []
+        thread = threading.Thread(target=lambda: opened.append(sqlite3.connect(tmp_path / "x.db")))
+        thread.start()
+        thread.join(20)
+        with pytest.raises(OutboxInvalid, match="cannot be used here: SQLite objects created in a thread"):
+            outbox.append(_notes("lost"), connection=opened[0])
+        assert outbox.stats().pending == 0
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="sqlite3.connect has no autocommit")
+def test_a_connection_that_commits_by_itself_is_refused(tmp_path: Path) -> None:
+    """With autocommit=True, too, the application has to BEGIN; with autocommit=False it is in a transaction."""
+    with SqliteOutbox(tmp_path / "x.db") as outbox:
+        options: dict[str, Any] = {"autocommit": True}
+        connection = sqlite3.connect(tmp_path / "x.db", **options)
+        with pytest.raises(OutboxInvalid, match="BEGIN"):
+            outbox.append(_notes("torn"), connection=connection)
+        connection.execute("BEGIN")
+        outbox.append(_notes("yes"), connection=connection)
+        connection.execute("COMMIT")
+        connection.close()
+        connection = sqlite3.connect(tmp_path / "x.db", **(options | {"autocommit": False}))
+        outbox.append(_notes("yes"), connection=connection)
+        connection.commit()
+        connection.close()
+        assert outbox.stats().pending == 2
+
+
 def test_a_connection_to_another_file_is_refused(tmp_path: Path) -> None:
     """Appending within a transaction of another database, or within none, is an error and stores nothing."""
     with SqliteOutbox(tmp_path / "x.db") as outbox:
@@ -195,16 +258,3 @@ def test_a_connection_to_another_file_is_refused(tmp_path: Path) -> None:
         with pytest.raises(OutboxInvalid, match="BEGIN"):
             outbox.append(_notes("torn"), connection=sqlite3.connect(tmp_path / "x.db", isolation_level=None))
         assert outbox.stats().pending == 0
-
-
-@pytest.mark.slow
-def test_the_example_in_the_documentation_runs(tmp_path: Path) -> None:
-    """docs/service.md does what it says, also when it is run a second time in the same folder."""
-    text = (Path(__file__).parent.parent.parent / "docs" / "service.md").read_text("utf-8")
-    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    for shipments in (7, 14):
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, check=False, timeout=60
-        )
-        assert done.returncode == 0, done.stderr.decode()
-        assert len((tmp_path / "shipments.jsonl").read_text().splitlines()) == shipments
