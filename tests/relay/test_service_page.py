@@ -161,7 +161,7 @@ class Site:
 
     def until(self, happened: Callable[[], bool]) -> None:
         """Wait for something."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 100
         while not happened():
             assert time.monotonic() < deadline, (self.folder / "log").read_text()
             assert self.process.poll() is None, (self.folder / "log").read_text()
@@ -170,7 +170,7 @@ class Site:
     def end(self) -> int:
         """Stop it as a supervisor does."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self.process.wait(100)
 
     def kill(self) -> None:
         """End what is left of it."""
@@ -188,6 +188,7 @@ def _serving(folder: Path, sink: str) -> Iterator[Site]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_one_worker_delivers_and_another_takes_over(server: Server, stream: str, tmp_path: Path) -> None:
     """Two workers take orders; the one that delivers is killed, and another one delivers the rest. Each order once."""
     with _serving(tmp_path, server.url(stream)) as site:
@@ -209,6 +210,7 @@ def test_one_worker_delivers_and_another_takes_over(server: Server, stream: str,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_health_check_says_why_nothing_is_delivered(guarded: Server, tmp_path: Path) -> None:
     """With a wrong password every worker says so, takes orders all the same, and ends when it is told to."""
     with _serving(tmp_path, _url(guarded, "wrong")) as site:
