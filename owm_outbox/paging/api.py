@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -38,25 +37,34 @@ _MAX_SECONDS_PER_COMMIT = 0.25
 _NO_SUCH_PAGE = (400, 404, 410, 416, 422)  # what APIs answer beyond their last page
 
 
-@dataclass(slots=True)
 class _Group(Generic[T]):
-    """Tasks on their way into one commit."""
+    """Pages on their way into one commit."""
 
-    tasks: list[T] = field(default_factory=list)
-    invalid: list[InvalidRecord] = field(default_factory=list)
-    pages: int = 0
-    since: float = field(default_factory=time.monotonic)
+    def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        self._tasks: list[T] = []
+        self._invalid: list[InvalidRecord] = []
+        self._pages = 0
+        self._since = time.monotonic()
 
     def add(self, tasks: list[T], invalid: Sequence[InvalidRecord]) -> None:
-        self.tasks += tasks
-        self.invalid += invalid
-        self.pages += 1
+        self._tasks += tasks
+        self._invalid += invalid
+        self._pages += 1
 
     @property
     def full(self) -> bool:
-        if self.pages >= _MAX_PAGES_PER_COMMIT or len(self.tasks) >= _MAX_TASKS_PER_COMMIT:
+        if self._pages >= _MAX_PAGES_PER_COMMIT or len(self._tasks) >= _MAX_TASKS_PER_COMMIT:
             return True
-        return self.pages > 0 and time.monotonic() - self.since >= _MAX_SECONDS_PER_COMMIT
+        return self._pages > 0 and time.monotonic() - self._since >= _MAX_SECONDS_PER_COMMIT
+
+    def take(self, plan: Plan) -> Page[T]:
+        """Return all of them as one page, and begin the next group."""
+        page = Page(self._tasks, plan.checkpoint(), self._invalid, plan.expected, plan.missing, self._pages)
+        self._clear()
+        return page
 
 
 class PagedApi(Generic[R, T]):
@@ -142,30 +150,28 @@ class PagedApi(Generic[R, T]):
         group: _Group[T] = _Group()
         try:
             while plan.next_round(run.accounted):
-                for (number, _), outcome in self._ahead.outcomes(plan.steps(), run.stop):
-                    if isinstance(outcome, RequestFailed):
-                        absent = outcome.status in _NO_SUCH_PAGE
-                        plan.failed(number, str(outcome), no_such_page=absent, unreachable=outcome.unreachable)
-                    elif isinstance(outcome, Exception):
-                        raise outcome
+                for step, call in self._ahead.outcomes(plan.steps(), run.stop):
+                    try:
+                        page = call.result()
+                    except RequestFailed as error:
+                        absent = error.status in _NO_SUCH_PAGE
+                        plan.failed(step.number, str(error), no_such_page=absent, unreachable=error.unreachable)
                     else:
                         # Made at once, not all together before a commit: the threads would wait that long.
-                        tasks = list(map(self._task, outcome.records))
-                        if plan.fetched(number, outcome, run.accounted):
-                            group.add(tasks, outcome.invalid)
+                        tasks = list(map(self._task, page.records))
+                        if plan.fetched(step.number, page, run.accounted):
+                            group.add(tasks, page.invalid)
                     if group.full:
-                        ready, group = group, _Group()
-                        yield _page(plan, ready)
+                        yield group.take(plan)
                     if not plan.going:
                         break
-                ready, group = group, _Group()
-                yield _page(plan, ready)
+                yield group.take(plan)
         except Exception:
-            yield _page(plan, group)
+            yield group.take(plan)
             raise
         if plan.read_all and not run.accounted:
             log.warning("%s says that it has nothing at all", url)
-        yield _page(plan)
+        yield group.take(plan)
 
     # -- one page, on any thread
 
@@ -212,18 +218,6 @@ class PagedApi(Generic[R, T]):
             return min(error.retry_after, _MAX_RETRY_AFTER)
         first = self._options.retry_wait
         return tenacity.wait_exponential_jitter(multiplier=first, max=_MAX_WAIT, jitter=first)(state)
-
-
-def _page(plan: Plan, group: _Group[T] | None = None) -> Page[T]:
-    found = group or _Group()
-    return Page(
-        tasks=found.tasks,
-        checkpoint=plan.checkpoint(),
-        invalid=found.invalid,
-        expected=plan.expected,
-        missing=plan.missing,
-        pages=found.pages,
-    )
 
 
 def _log_failure(state: tenacity.RetryCallState) -> None:

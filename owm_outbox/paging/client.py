@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
+import io
+import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit
 
@@ -14,7 +16,6 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from requests.utils import default_headers
 
-from owm_outbox.paging.deadlines import Watchdog
 from owm_outbox.url import redacted
 
 __all__ = ["Client", "RequestFailed"]
@@ -54,16 +55,15 @@ class Client:
         self._bearer = _bearer(token) if token else None
         self._timeout = timeout
         self._max_body = max_body
-        self._prepared: dict[str, requests.PreparedRequest] = {}  # by URL
-        self._watchdog = Watchdog()
+        self._closed = threading.Event()
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy or .netrc from the environment; and half the time per request
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, _Adapter(pool_connections=1, pool_maxsize=connections))
 
     def close(self) -> None:
-        """Close all connections; requests under way fail."""
-        self._watchdog.close()
+        """Close all connections; requests under way fail within a second."""
+        self._closed.set()
         self._session.close()
 
     def get(self, url: str, params: Mapping[str, Any]) -> bytes:
@@ -72,36 +72,21 @@ class Client:
         :param url: with neither query nor fragment; a user and password in it are sent, unless there is a token.
         :raises RequestFailed: no usable answer; why, in one line.
         """
-        query = urlencode(params)
-        asked = f"{redacted(url)}?{query}"
-        late = RequestFailed(f"{asked} took longer than {self._timeout:g} s")
-        with self._watchdog.deadline(self._timeout) as deadline:
-            _current.watch = lambda sock: self._watchdog.watch(sock, deadline)
-            try:
-                body = self._follow(url, query, asked)
-            except RequestFailed:
-                if deadline.passed:
-                    raise late from None
-                raise
-            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-                if deadline.passed or isinstance(error, requests.Timeout):
-                    raise late from error
-                raise RequestFailed(
-                    f"{asked} cannot be read ({_innermost(error)})",
-                    unreachable=isinstance(error, requests.ConnectionError),
-                ) from error
-            if deadline.passed:  # an answer whose length the server did not announce seems complete when cut off
-                raise late
-            return body
+        asked = f"{redacted(url)}?{urlencode(params)}"
+        request = requests.Request("GET", url, headers=_HEADERS, params=params, auth=self._bearer).prepare()
+        _current.ends_at, _current.closed = time.monotonic() + self._timeout, self._closed
+        try:
+            return self._follow(request, asked)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            if isinstance(error, requests.Timeout) or _time_left() <= 0:
+                raise RequestFailed(f"{asked} took longer than {self._timeout:g} s") from error
+            unreachable = isinstance(error, requests.ConnectionError)
+            raise RequestFailed(f"{asked} cannot be read ({_innermost(error)})", unreachable=unreachable) from error
 
-    def _follow(self, url: str, query: str, asked: str) -> bytes:
-        if url not in self._prepared:
-            self._prepared[url] = requests.Request("GET", url, headers=_HEADERS, auth=self._bearer).prepare()
-        request = self._prepared[url].copy()  # to prepare each from scratch takes a tenth of a request
-        request.prepare_url(f"{url}?{query}", None)
+    def _follow(self, request: requests.PreparedRequest, asked: str) -> bytes:
         for _ in range(1 + _MAX_REDIRECTS):
             with self._session.send(
-                request, stream=True, timeout=self._timeout, allow_redirects=False, proxies={}
+                request, stream=True, timeout=max(_time_left(), 0.001), allow_redirects=False, proxies={}
             ) as response:
                 if not response.is_redirect:
                     return self._body(response, asked)
@@ -135,19 +120,49 @@ def _bearer(token: str) -> Callable[[requests.PreparedRequest], requests.Prepare
     return authorize
 
 
-_current = threading.local()  # .watch: tells the watchdog which socket sends the request that this thread is making
+# -- one deadline for the whole answer: the timeout that requests takes is for each gap between two bytes
+
+_current = threading.local()  # of the request that this thread is making: .ends_at, .closed
+
+
+def _time_left() -> float:
+    return float(_current.ends_at - time.monotonic())
+
+
+class _UntilDeadline(io.RawIOBase):
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
+        self._raw = raw  # holds the socket open until the answer has been read
+        self._sock = sock
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while (left := _time_left()) > 0 and not _current.closed.is_set():
+            self._sock.settimeout(min(left, 1.0))
+            try:
+                return self._sock.recv_into(buffer)
+            except TimeoutError:
+                continue  # to see whether the client was closed
+        raise TimeoutError("it took too long, or was closed")
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp = io.BufferedReader(_UntilDeadline(self.fp.detach(), sock))
 
 
 class _Connection(urllib3.connection.HTTPConnection):
-    def send(self, data: Any) -> None:
-        if self.sock is None:
-            self.connect()
-        _current.watch(self.sock)
-        super().send(data)
+    response_class = _Response
 
 
-class _TLSConnection(_Connection, urllib3.connection.HTTPSConnection):
-    pass
+class _TLSConnection(urllib3.connection.HTTPSConnection):
+    response_class = _Response
 
 
 class _Pool(urllib3.HTTPConnectionPool):
@@ -171,27 +186,20 @@ def _host(url: str) -> tuple[str, str | None, int | None]:
 
 def _seconds(retry_after: str | None) -> float | None:
     """Read a Retry-After header, seconds or a date; ``None`` for none, nonsense, zero and the past."""
-    if not retry_after:
-        return None
     try:
-        seconds = float(retry_after)
-    except ValueError:
-        try:
-            seconds = (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError, OverflowError):
-            return None
-    return seconds if 0 < seconds < float("inf") else None
+        seconds = urllib3.Retry().parse_retry_after(retry_after or "")
+    except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
+        return None
+    return seconds if seconds > 0 else None
 
 
 def _innermost(error: BaseException) -> str:
     """Return the innermost reason, without the addresses of objects that urllib3 puts into its messages."""
-    reason: BaseException = error
     while True:
-        inner: Any = getattr(reason, "reason", None)
-        if not isinstance(inner, BaseException):
-            inner = next((arg for arg in reason.args if isinstance(arg, BaseException)), None)
-        if inner is None:
+        reason: Any = getattr(error, "reason", None)
+        inner = [arg for arg in (reason, *error.args) if isinstance(arg, BaseException)]
+        if not inner:
             break
-        reason = inner
-    text = str(reason) or type(reason).__name__
+        error = inner[0]
+    text = str(error) or type(error).__name__
     return text.partition("object at 0x")[2].partition(": ")[2] or text.rpartition("): ")[2] or text

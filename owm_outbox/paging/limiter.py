@@ -18,10 +18,8 @@ class Limiter:
 
     def __init__(self, most: int) -> None:
         self._changed = threading.Condition()
-        self._most = most
-        self._allowed = most
-        self._taken = 0
-        self._good = 0  # good answers since the limit last changed
+        self._most = self._allowed = most
+        self._taken = self._good = 0  # requests under way; good answers since the limit last changed
         self._closed = False
 
     @contextmanager
@@ -49,11 +47,9 @@ class Limiter:
 
     def count_good(self) -> None:
         """Count a good answer: 20 of them allow one more request at once, up to the most."""
-        if self._allowed == self._most:
-            return
         with self._changed:
             self._good += 1
-            if self._good >= _CALM:
+            if self._allowed < self._most and self._good >= _CALM:
                 self._allowed, self._good = self._allowed + 1, 0
                 self._changed.notify()
 

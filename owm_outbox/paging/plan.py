@@ -68,23 +68,21 @@ class Plan:
     """
 
     def __init__(self, url: str, limit: int, first_page: int, *, second_pass: bool, checkpoint: bytes | None) -> None:
-        self._first = first_page
-        self._second_pass = second_pass
+        self._first, self._second_pass = first_page, second_pass
         self._progress = _Progress(url, limit, first_page, first_page)
-        if checkpoint is not None:
-            try:
-                saved = msgspec.json.decode(checkpoint, type=_Progress)
-            except msgspec.MsgspecError:
-                saved = self._progress
-            if (saved.url, saved.limit) == (url, limit) and saved.first_page in (None, first_page):
-                saved.first_page = first_page
-                self._progress = saved
+        try:
+            saved = msgspec.json.decode(checkpoint or b"", type=_Progress)
+        except msgspec.MsgspecError:
+            saved = self._progress
+        if (saved.url, saved.limit) == (url, limit) and saved.first_page in (None, first_page):
+            saved.first_page = first_page
+            self._progress = saved
         self._forward: bool | None = None  # whether this round reads the pages in order; None: before the first
-        self._under_way = 0
         self._distinct: int | None = None  # how many records there are, where the total counts some of them twice
         self._start()
 
     def _start(self) -> None:
+        self._under_way = 0
         self._answered = False  # until one is, a page at a time: it may show that nothing follows, or be a trial
         self._earlier: list[ApiPage[Any]] = []  # the first page and the last one of those fetched in a row
         self._empty = self._repeated = 0  # pages in a row
@@ -98,9 +96,8 @@ class Plan:
     def expected(self) -> int | None:
         """How many distinct records the source has, as far as is known."""
         progress = self._progress
-        if self._distinct is not None:
-            return self._distinct
-        return progress.total_before if progress.total is None else progress.total
+        known = (self._distinct, progress.total, progress.total_before)
+        return next((count for count in known if count is not None), None)
 
     @property
     def missing(self) -> Sequence[int]:
@@ -141,13 +138,12 @@ class Plan:
         pages = iter(sorted(progress.failed))
         number = progress.next_page if self._forward else next(pages, None)
         while number is not None and self.going:
-            beyond = self._beyond(number)
-            far = self._forward and beyond and not progress.overrun and number > self._end
+            far = self._forward and self._beyond(number - 1) and not progress.overrun
             if self._under_way and (far or not self._answered):
                 yield None
                 continue
             self._under_way += 1
-            yield Step(number, beyond)
+            yield Step(number, self._beyond(number))
             number = number + 1 if self._forward else next(pages, None)
 
     @property
@@ -171,12 +167,12 @@ class Plan:
             return True
         if not short and not progress.shifted:
             return False
-        if short and not progress.shifted and self._counts_twice(accounted):
+        # A pass that gave as many records as the total says, and none that an earlier one had not given.
+        same = (progress.total, accounted) == (progress.total_before, progress.found_before)
+        if short and same and not progress.shifted and progress.received >= (progress.total or 0):
             self._distinct = accounted
-            log.warning(
-                "the API's total of %d counts records twice: all pages, read twice, hold %d distinct ones",
-                *(progress.total, accounted),
-            )
+            found = "the API's total of %d counts records twice: all pages, read twice, hold %d distinct ones"
+            log.warning(found, progress.total, accounted)
             return False
         if progress.passes < (_MORE_PASSES if progress.shifted else 1):
             what = f"got {accounted} of {progress.total} records" if short else f"the total is {progress.total} now"
@@ -185,12 +181,6 @@ class Plan:
         if not short:
             log.warning("the API's total changed in each pass, to %d now: a record may be missed", progress.total)
         return False
-
-    def _counts_twice(self, accounted: int) -> bool:
-        """Say whether this pass gave as many records as the total says, and none that an earlier one had not given."""
-        progress = self._progress
-        same = (progress.total, accounted) == (progress.total_before, progress.found_before)
-        return same and progress.received >= (progress.total or 0)
 
     def _begin_pass(self, accounted: int) -> None:
         progress = self._progress
@@ -214,21 +204,23 @@ class Plan:
         self._answered = progress.came = True
         count = len(page.records) + len(page.invalid)
         if self._forward:
-            # Within the total, the first page may be there twice, in a list that holds everything twice.
-            others = self._earlier if page.total is None or self._beyond(number) else self._earlier[-1:]
-            if count and progress.limit > 1 and any(_same(page, other) for other in others):
-                return self._repeat(number, page)
+            if self._repeats(number, page, count):
+                return False
             if progress.received > _REPEATED * (accounted + 1000):
                 raise SourceUnavailable(f"{progress.url} gives the same records again and again: {_IGNORED}")
-            self._earlier = [*self._earlier[:1], page]
-            self._repeated = 0
             self._empty = 0 if count else self._empty + 1
             progress.next_page = number + 1
         else:
             progress.failed.remove(number)
             if count and number == progress.next_page - 1:
                 progress.end_found = False  # it was taken for the end
-        self._learn(number, page, count)
+        if page.limit is not None and 0 < page.limit < progress.limit:
+            progress.page_size = page.limit
+        if page.total is not None:
+            changed = progress.total not in (None, page.total)
+            progress.total = max(progress.total or 0, page.total) if progress.overrun else page.total
+            progress.overrun |= count > 0 and self._beyond(number)
+            progress.shifted |= changed and not progress.overrun
         progress.received += count
         if not count and (progress.total is None or self._beyond(number) or self._empty >= _EMPTY_PAGES):
             progress.end_found = True
@@ -260,25 +252,21 @@ class Plan:
             progress.next_page = number + 1
             progress.end_found = beyond and not progress.overrun  # until it is tried once more
 
-    def _repeat(self, number: int, page: ApiPage[Any]) -> bool:
+    def _repeats(self, number: int, page: ApiPage[Any], count: int) -> bool:
         """Take a page that was there before for the end, if the total says so; one like the last page if two are."""
         progress = self._progress
+        # Within the total, the first page may be there twice, in a list that holds everything twice.
+        others = self._earlier if page.total is None or self._beyond(number) else self._earlier[-1:]
+        if not count or progress.limit == 1 or not any(_same(page, other) for other in others):
+            self._earlier = [*self._earlier[:1], page]
+            self._repeated = 0
+            return False
         if not self._beyond(number):
             raise SourceUnavailable(f"{progress.url} gives records of earlier pages for page {number}: {_IGNORED}")
         progress.next_page = number + 1
         self._repeated += 1
         progress.end_found = self._repeated > 1 or not _same(page, self._earlier[-1])
-        return False
-
-    def _learn(self, number: int, page: ApiPage[Any], count: int) -> None:
-        progress = self._progress
-        if page.limit is not None and 0 < page.limit < progress.limit:
-            progress.page_size = page.limit
-        changed = page.total is not None and progress.total not in (None, page.total)
-        if page.total is not None:
-            progress.total = max(progress.total or 0, page.total) if progress.overrun else page.total
-        progress.overrun |= count > 0 and self._beyond(number)
-        progress.shifted |= changed and not progress.overrun
+        return True
 
     @property
     def _end(self) -> int:

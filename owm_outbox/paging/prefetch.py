@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
@@ -22,7 +23,8 @@ _LOOK_AFTER = 1.0  # seconds; a stop that is somebody's own event wakes nobody
 class Prefetch(Generic[S, R]):
     """Calls ``fetch`` for each step on daemon threads of its own, and yields the outcomes in the order of the steps.
 
-    At most twice ``concurrency`` steps are taken ahead of what was handed over, so memory is bounded.
+    At most twice ``concurrency`` steps are taken ahead of what was handed over, so memory is bounded. An executor of
+    the standard library would not do: its threads are waited for when the process ends, however long they take.
 
     :param fetch: what it raises is an outcome, too.
     :param concurrency: calls at once, at most.
@@ -32,7 +34,7 @@ class Prefetch(Generic[S, R]):
         self._fetch = fetch
         self._concurrency = concurrency
         self._started = 0
-        self._todo: SimpleQueue[_Call[S, R] | None] = SimpleQueue()
+        self._todo: SimpleQueue[tuple[S, Future[R]] | None] = SimpleQueue()
         self._done: SimpleQueue[None] = SimpleQueue()  # one item for each call that ended, and for a stop
         self._closed = False
 
@@ -42,57 +44,45 @@ class Prefetch(Generic[S, R]):
         for _ in range(self._started):
             self._todo.put(None)
 
-    def outcomes(self, steps: Iterable[S | None], stop: Stop) -> Iterator[tuple[S, R | Exception]]:
-        """Yield each step with what ``fetch`` returned or raised for it.
+    def outcomes(self, steps: Iterable[S | None], stop: Stop) -> Iterator[tuple[S, Future[R]]]:
+        """Yield each step with the future, which is done, of its call.
 
         ``steps`` is asked for the next one no sooner than needed, so it may depend on what was handed over. It may
-        answer ``None``: nothing more before another outcome was handed over.
+        answer ``None``: nothing more before another outcome was handed over. A round that is given up half-way leaves
+        nothing to the next one: what no thread has begun is not fetched any more.
 
         :raises Stopped: a stop was asked for; calls under way are abandoned.
         """
         left = iter(steps)
-        ahead: deque[_Call[S, R]] = deque()
+        ahead: deque[tuple[S, Future[R]]] = deque()
         try:
             with stop.waking(lambda: self._done.put(None)):
                 while True:
                     while len(ahead) < 2 * self._concurrency and (step := next(left, None)) is not None:
-                        ahead.append(_Call(step))
-                        self._put(ahead[-1], len(ahead))
+                        ahead.append((step, Future()))
+                        self._todo.put(ahead[-1])
+                        if self._started < min(len(ahead), self._concurrency):
+                            self._started += 1
+                            threading.Thread(target=self._work, name=f"prefetch-{self._started}", daemon=True).start()
                     if not ahead:
                         return
-                    call = ahead[0]
                     stop.check()
-                    while call.outcome is None:
+                    while not ahead[0][1].done():
                         with suppress(Empty):
                             self._done.get(timeout=_LOOK_AFTER)
                         stop.check()
-                    ahead.popleft()
-                    yield call.step, call.outcome[0]
+                    yield ahead.popleft()
         finally:
-            for call in ahead:  # given up half-way: what no thread has begun is not fetched any more
-                call.wanted = False
-
-    def _put(self, call: _Call[S, R], under_way: int) -> None:
-        self._todo.put(call)
-        if self._started < min(under_way, self._concurrency):
-            self._started += 1
-            threading.Thread(target=self._work, name=f"prefetch-{self._started}", daemon=True).start()
+            for _, future in ahead:
+                future.cancel()
 
     def _work(self) -> None:
         while (call := self._todo.get()) is not None and not self._closed:
-            if not call.wanted:
+            step, future = call
+            if not future.set_running_or_notify_cancel():
                 continue
             try:
-                call.outcome = (self._fetch(call.step),)
+                future.set_result(self._fetch(step))
             except Exception as error:  # handed over to the caller
-                call.outcome = (error,)
+                future.set_exception(error)
             self._done.put(None)
-
-
-class _Call(Generic[S, R]):
-    """A step on its way."""
-
-    def __init__(self, step: S) -> None:
-        self.step = step
-        self.wanted = True
-        self.outcome: tuple[R | Exception] | None = None  # once there is one

@@ -127,7 +127,7 @@ def threads_end() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
     for thread in set(threading.enumerate()) - before:
-        if thread.name.startswith(("prefetch", "deadlines")):
+        if thread.name.startswith("prefetch"):
             thread.join(PATIENCE)
             assert not thread.is_alive(), thread.name
 

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import closing
 
 import pytest
@@ -26,8 +27,13 @@ def _prefetch(concurrency: int, fetch: Callable[[int], int] = _same) -> closing[
     return closing(Prefetch(fetch, concurrency=concurrency))
 
 
-def _outcomes(ahead: Prefetch[int, int], numbers: Iterable[int | None]) -> list[tuple[int, int | Exception]]:
-    return list(ahead.outcomes(numbers, Stop()))
+def _outcomes(ahead: Prefetch[int, int], numbers: Iterable[int | None]) -> list[tuple[int, int | BaseException]]:
+    return [_outcome(*done) for done in ahead.outcomes(numbers, Stop())]
+
+
+def _outcome(number: int, call: Future[int]) -> tuple[int, int | BaseException]:
+    assert call.done()
+    return number, call.exception() or call.result()
 
 
 class Held:
@@ -210,7 +216,7 @@ def test_what_was_given_up_is_not_fetched() -> None:
     held = Held()
     with _prefetch(4, held.fetch) as ahead:
         outcomes = ahead.outcomes(range(100), Stop())
-        assert [next(outcomes), next(outcomes)] == [(0, 0), (1, 1)]
+        assert [_outcome(*next(outcomes)), _outcome(*next(outcomes))] == [(0, 0), (1, 1)]
         held.wait_for(4)
         outcomes.close()  # type: ignore[attr-defined]  # a generator
         held.let_go()
@@ -226,8 +232,8 @@ def test_a_round_that_is_given_up_leaves_nothing_to_the_next() -> None:
         return round_
 
     with _prefetch(4, fetch) as ahead:
-        for number, outcome in ahead.outcomes(range(100), Stop()):
-            assert outcome == 1
+        for number, call in ahead.outcomes(range(100), Stop()):
+            assert call.result() == 1
             if number == 20:
                 break
         assert [outcome for _, outcome in _outcomes(ahead, range(200, 230))] == [1] * 30  # let what had begun end
@@ -240,7 +246,7 @@ def test_close_ends_the_threads() -> None:
     held = Held()
     with _prefetch(4, held.fetch) as ahead:
         outcomes = ahead.outcomes(range(100), Stop())
-        assert [next(outcomes), next(outcomes)] == [(0, 0), (1, 1)]
+        assert [_outcome(*next(outcomes)), _outcome(*next(outcomes))] == [(0, 0), (1, 1)]
         held.wait_for(4)
         threads = {thread for number, thread in held.threads.items() if number > 1}
         assert len(threads) == 4
@@ -269,7 +275,7 @@ def _stopped_after(stop: Stop, ask: Callable[[], object]) -> float:
     asker = threading.Thread(target=ask_once_held)
     with _prefetch(2, held.fetch) as ahead:
         outcomes = ahead.outcomes(range(100), stop)
-        assert [next(outcomes), next(outcomes)] == [(0, 0), (1, 1)]
+        assert [_outcome(*next(outcomes)), _outcome(*next(outcomes))] == [(0, 0), (1, 1)]
         asker.start()
         with pytest.raises(Stopped):
             next(outcomes)

@@ -36,9 +36,7 @@ def _waits(service: Misbehaving, retry_wait: float = 1.0) -> list[float]:
     return waits[:4]
 
 
-@pytest.mark.parametrize(
-    ("header", "wait"), [("7", 7.0), ("0.5", 0.5), ("60", 60.0), ("61", 60.0), ("86400", 60.0), ("1e300", 60.0)]
-)
+@pytest.mark.parametrize(("header", "wait"), [("7", 7.0), ("1", 1.0), ("60", 60.0), ("61", 60.0), ("86400", 60.0)])
 @pytest.mark.parametrize("code", [429, 503, 403])
 def test_retry_after_is_waited_up_to_a_minute(code: int, header: str, wait: float, service: Misbehaving) -> None:
     """The API gets the time that it asks for, and no more than a minute."""
