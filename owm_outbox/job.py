@@ -71,8 +71,8 @@ class Job(ABC, Generic[T]):
     default_sink: ClassVar[str | None] = None
     """Used when neither flag, environment nor file gives one; ``None``: one must be given."""
 
-    class Options(JobOptions, frozen=True):
-        """No options; a subclass replaces this."""
+    Options: ClassVar[type[JobOptions]] = JobOptions
+    """The class of the job's options; none by default."""
 
     def __init__(self, options: Any = None) -> None:
         self.options: Any = self.Options() if options is None else options

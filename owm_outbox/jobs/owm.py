@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Generic, TypeVar
 from uuid import UUID
 
@@ -10,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from owm_outbox.job import Job, Page
-from owm_outbox.paging import ApiPage, ApiUrl, PagedApiOptions
+from owm_outbox.paging import ApiPage, ApiUrl, PagedApiOptions, valid_records
 from owm_outbox.run import Run
 from owm_outbox.task import InvalidRecord
 
@@ -38,10 +39,6 @@ class _Cities(msgspec.Struct, Generic[C]):
     cities: list[C]
     total_count: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     limit: int | None = None
-
-
-class _Keyed(msgspec.Struct):
-    city_id: int
 
 
 _read_page = msgspec.json.Decoder(_Cities[_City] | list[_City]).decode
@@ -84,25 +81,29 @@ class OwmJob(Job[OwmIngestionTask]):
 
 def _parse(body: bytes) -> ApiPage[_City]:
     """Read a page: the object with cities and total, or a bare array; cities that are not valid are set apart."""
-    invalid: list[InvalidRecord] = []
+    try:
+        return _read(body)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError as error:
+        # Half a surrogate pair, as of a name that was cut off, is valid by the grammar of JSON, but not to msgspec. It
+        # must not cost the other cities of its page: no task holds a text, so it may become a question mark.
+        try:
+            text = json.dumps(json.loads(body), ensure_ascii=False)
+        except ValueError:
+            raise error from None
+        return _read(text.encode(errors="replace"))
+
+
+def _read(body: bytes) -> ApiPage[_City]:
+    cities: Sequence[_City]
+    invalid: Sequence[InvalidRecord] = ()
     try:
         page = _read_page(body)  # all at once: this is the hot path
         cities = page if isinstance(page, list) else page.cities
     except msgspec.ValidationError:
         page = _read_raw_page(body)
-        cities = []
-        for raw in page if isinstance(page, list) else page.cities:
-            try:
-                cities.append(msgspec.json.decode(raw, type=_City))
-            except msgspec.ValidationError as error:
-                invalid.append(InvalidRecord(bytes(raw), str(error), _key(raw)))
+        cities, invalid = valid_records(page if isinstance(page, list) else page.cities, _City, key="city_id")
     if isinstance(page, list):
         return ApiPage(cities, invalid)
     return ApiPage(cities, invalid, page.total_count, page.limit)
-
-
-def _key(raw: msgspec.Raw) -> int | None:
-    try:
-        return msgspec.json.decode(raw, type=_Keyed).city_id
-    except msgspec.ValidationError:
-        return None

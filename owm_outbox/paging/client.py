@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import http.client
-import io
-import socket
+import ssl
 import threading
-import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any, NamedTuple
 from urllib.parse import urlencode, urljoin, urlsplit
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 from requests.utils import default_headers
 
+from owm_outbox.errors import ConfigurationError
+from owm_outbox.paging.deadlines import DeadlineAdapter, begin, time_left
 from owm_outbox.url import redacted
 
-__all__ = ["Client", "RequestFailed"]
+__all__ = ["Answer", "Client", "RequestFailed"]
 
 _MAX_REDIRECTS = 5
+_TOKEN = "the API token"  # noqa: S105 - words of a message
+_ADDRESS = "the API's address"
+_CERTIFICATES = "the API's address, its certificate, and the files of --ca-file and --client-cert"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # RFC 8259: a reader of JSON may ignore it
 _HEADERS = {**default_headers(), "Accept": "application/json"}
 
 
@@ -30,16 +33,39 @@ class RequestFailed(Exception):
     :param status: of the answer, if there was one.
     :param retry_after: seconds that the server asks to wait, if it does.
     :param unreachable: nothing answered at all.
+    :param fix: what to check, if it is a matter of configuration unless another request fares better.
+    :param temporary: another attempt may bring one.
     """
 
     def __init__(
-        self, message: str, *, status: int | None = None, retry_after: float | None = None, unreachable: bool = False
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        retry_after: float | None = None,
+        unreachable: bool = False,
+        fix: str | None = None,
+        temporary: bool = True,
     ) -> None:
         # What a server says may be anything: it must neither break the line nor tell a terminal what to do.
         super().__init__("".join(char if char.isprintable() else "?" for char in message.strip()))
         self.status = status
         self.retry_after = retry_after
         self.unreachable = unreachable
+        self.fix = fix
+        self.temporary = temporary
+
+
+class Answer(NamedTuple):
+    """A 200 answer.
+
+    :param asked: the URL, fit for messages.
+    :param next: the link of its ``Link`` header to the next page, if there is one.
+    """
+
+    asked: str
+    body: bytes
+    next: str | None
 
 
 class Client:
@@ -49,67 +75,108 @@ class Client:
     :param timeout: seconds for a request, from start to last byte, however slowly the bytes arrive.
     :param max_body: bytes of a body, decompressed.
     :param connections: how many idle connections are kept.
+    :param ca_file: PEM file of the authorities to trust, instead of those that certifi knows.
+    :param client_cert: PEM file of the certificate to show, with its key unless ``client_key`` names another file.
+    :raises ConfigurationError: one of these files cannot be used.
     """
 
-    def __init__(self, *, token: str | None, timeout: float, max_body: int, connections: int) -> None:
+    def __init__(
+        self,
+        *,
+        token: str | None,
+        timeout: float,
+        max_body: int,
+        connections: int,
+        ca_file: str | None = None,
+        client_cert: str | None = None,
+        client_key: str | None = None,
+    ) -> None:
+        _check_files(ca_file, client_cert, client_key)
         self._bearer = _bearer(token) if token else None
         self._timeout = timeout
         self._max_body = max_body
         self._closed = threading.Event()
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy or .netrc from the environment; and half the time per request
+        self._session.verify = ca_file or True
+        self._session.cert = (client_cert, client_key or client_cert) if client_cert else None
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))  # each request stands alone
         for scheme in ("http://", "https://"):
-            self._session.mount(scheme, _Adapter(pool_connections=1, pool_maxsize=connections))
+            self._session.mount(scheme, DeadlineAdapter(pool_connections=1, pool_maxsize=connections))
 
     def close(self) -> None:
         """Close all connections; requests under way fail within a second."""
         self._closed.set()
         self._session.close()
 
-    def get(self, url: str, params: Mapping[str, Any]) -> bytes:
-        """Return the body of a 200 answer.
+    def get(self, url: str, params: Mapping[str, Any] | None = None) -> Answer:
+        """Return a 200 answer.
 
-        :param url: with neither query nor fragment; a user and password in it are sent, unless there is a token.
+        :param url: a user and password in it are sent, unless there is a token.
+        :param params: the query, if the URL has none.
         :raises RequestFailed: no usable answer; why, in one line.
         """
-        asked = f"{redacted(url)}?{urlencode(params)}"
+        asked = f"{redacted(url)}?{urlencode(params)}" if params else redacted(url)
         request = requests.Request("GET", url, headers=_HEADERS, params=params, auth=self._bearer).prepare()
-        _current.ends_at, _current.closed = time.monotonic() + self._timeout, self._closed
+        begin(self._timeout, self._closed)
         try:
             return self._follow(request, asked)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            if isinstance(error, requests.Timeout) or _time_left() <= 0:
+            if isinstance(error, requests.Timeout) or time_left() <= 0:
                 raise RequestFailed(f"{asked} took longer than {self._timeout:g} s") from error
-            unreachable = isinstance(error, requests.ConnectionError)
-            raise RequestFailed(f"{asked} cannot be read ({_innermost(error)})", unreachable=unreachable) from error
+            tls = isinstance(error, requests.exceptions.SSLError)
+            raise RequestFailed(
+                f"{asked} cannot be read ({_innermost(error)})",
+                unreachable=isinstance(error, requests.ConnectionError),
+                fix=_CERTIFICATES if tls else None,
+                temporary=not tls,
+            ) from error
 
-    def _follow(self, request: requests.PreparedRequest, asked: str) -> bytes:
+    def _follow(self, request: requests.PreparedRequest, asked: str) -> Answer:
         for _ in range(1 + _MAX_REDIRECTS):
             with self._session.send(
-                request, stream=True, timeout=max(_time_left(), 0.001), allow_redirects=False, proxies={}
+                request, stream=True, timeout=max(time_left(), 0.001), allow_redirects=False, proxies={}
             ) as response:
                 if not response.is_redirect:
-                    return self._body(response, asked)
+                    return Answer(asked, self._body(response, asked), response.links.get("next", {}).get("url"))
                 target = urljoin(response.url, response.headers["Location"])
-            if _host(target) != _host(response.url):
-                raise RequestFailed(f"{asked} redirects to {redacted(target)}, which is another host")
+            if not _may_follow(str(response.url), target):
+                raise RequestFailed(f"{asked} redirects to {redacted(target)}, which is another host", fix=_ADDRESS)
             request.prepare_url(target, None)
         raise RequestFailed(f"{asked} redirects more than {_MAX_REDIRECTS} times")
 
     def _body(self, response: requests.Response, asked: str) -> bytes:
         if response.status_code != 200:
-            hint = ": check the API token" if response.status_code in (401, 403) else ""
             raise RequestFailed(
-                f"{asked} answered {response.status_code} {response.reason}{hint}",
+                f"{asked} answered {response.status_code} {response.reason}",
                 status=response.status_code,
                 retry_after=_seconds(response.headers.get("Retry-After")),
+                fix={401: _TOKEN, 403: _TOKEN, 404: _ADDRESS}.get(response.status_code),
             )
         body = bytearray()
         for chunk in response.iter_content(2**16):
             body += chunk
             if len(body) > self._max_body:
                 raise RequestFailed(f"{asked} gives more than {self._max_body:,} bytes")
-        return bytes(body)
+        return bytes(body.removeprefix(_BYTE_ORDER_MARK))
+
+
+def _check_files(ca_file: str | None, client_cert: str | None, client_key: str | None) -> None:
+    """Read the files once now: requests finds out only at the first request, and asks the terminal for a password."""
+    context = ssl.create_default_context()
+    named = f"client_cert {client_cert!r}" + (f" with client_key {client_key!r}" if client_key else "")
+    try:
+        named, what = f"ca_file {ca_file!r}", named
+        if ca_file is not None:
+            context.load_verify_locations(ca_file)
+        named = what
+        if client_cert is not None:
+            context.load_cert_chain(client_cert, client_key, password="")
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        reason = error.strerror if isinstance(error, FileNotFoundError | PermissionError) else error
+        raise ConfigurationError(f"{named} cannot be used: {reason}") from error
+    if client_key and not client_cert:
+        raise ConfigurationError(f"client_key {client_key!r} needs the certificate that it belongs to: client_cert")
 
 
 def _bearer(token: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
@@ -120,68 +187,13 @@ def _bearer(token: str) -> Callable[[requests.PreparedRequest], requests.Prepare
     return authorize
 
 
-# -- one deadline for the whole answer: the timeout that requests takes is for each gap between two bytes
-
-_current = threading.local()  # of the request that this thread is making: .ends_at, .closed
-
-
-def _time_left() -> float:
-    return float(_current.ends_at - time.monotonic())
-
-
-class _UntilDeadline(io.RawIOBase):
-    def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
-        self._raw = raw  # holds the socket open until the answer has been read
-        self._sock = sock
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while (left := _time_left()) > 0 and not _current.closed.is_set():
-            self._sock.settimeout(min(left, 1.0))
-            try:
-                return self._sock.recv_into(buffer)
-            except TimeoutError:
-                continue  # to see whether the client was closed
-        raise TimeoutError("it took too long, or was closed")
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _Response(http.client.HTTPResponse):
-    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
-        super().__init__(sock, *args, **kwargs)
-        self.fp = io.BufferedReader(_UntilDeadline(self.fp.detach(), sock))
-
-
-class _Connection(urllib3.connection.HTTPConnection):
-    response_class = _Response
-
-
-class _TLSConnection(urllib3.connection.HTTPSConnection):
-    response_class = _Response
-
-
-class _Pool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TLSPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _TLSConnection
-
-
-class _Adapter(HTTPAdapter):
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
-
-
-def _host(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+def _may_follow(url: str, target: str) -> bool:
+    """Say whether what is sent to a URL may be sent to another one: the same host, and no less safe."""
+    here, there = urlsplit(url), urlsplit(target)
+    if (here.scheme, there.scheme) == ("http", "https"):
+        return here.hostname == there.hostname
+    ports = [parts.port or {"http": 80, "https": 443}.get(parts.scheme) for parts in (here, there)]
+    return (here.scheme, here.hostname, ports[0]) == (there.scheme, there.hostname, ports[1])
 
 
 def _seconds(retry_after: str | None) -> float | None:

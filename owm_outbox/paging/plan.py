@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from owm_outbox.errors import SourceUnavailable
 from owm_outbox.paging.options import ApiPage
+from owm_outbox.paging.step import Step
 
-__all__ = ["Plan", "Step"]
+__all__ = ["Plan"]
 
 log = logging.getLogger("owm_outbox.paging")
 
@@ -26,16 +27,6 @@ _REPEATED = 10  # times as many records in a pass as there are distinct ones: th
 _MOST_MISSING = 100_000  # pages that are named one by one, so that an absurd total takes no memory
 _MORE_PASSES = 2  # the second finds what moved; a third, if the list changed during that one as well
 _IGNORED = "the API may ignore `page`, or --first-page may be wrong"
-
-
-class Step(NamedTuple):
-    """A page to fetch.
-
-    :param beyond: the total says that there is no such page: a 404 is the end, not a failure.
-    """
-
-    number: int
-    beyond: bool = False
 
 
 class _Progress(msgspec.Struct):
@@ -63,12 +54,22 @@ class Plan:
     """Decides over one run of a paged API, in rounds: all pages, those that failed, all pages again.
 
     :param url: fit for messages.
+    :param by_offset: whether pages are asked for by the number of records before them, so that their size matters.
     :param checkpoint: an earlier plan's. It is ignored if it is of another URL, limit or first page, whose numbers
         mean something else; to start from the first page is always safe.
     """
 
-    def __init__(self, url: str, limit: int, first_page: int, *, second_pass: bool, checkpoint: bytes | None) -> None:
-        self._first, self._second_pass = first_page, second_pass
+    def __init__(
+        self,
+        url: str,
+        limit: int,
+        first_page: int,
+        *,
+        second_pass: bool,
+        by_offset: bool = False,
+        checkpoint: bytes | None,
+    ) -> None:
+        self._first, self._second_pass, self._by_offset = first_page, second_pass, by_offset
         self._progress = _Progress(url, limit, first_page, first_page)
         try:
             saved = msgspec.json.decode(checkpoint or b"", type=_Progress)
@@ -109,9 +110,14 @@ class Plan:
         return sorted({*progress.failed, *to_come}) if progress.failed else to_come
 
     @property
+    def came(self) -> bool:
+        """Whether any page was fetched, in this call or an earlier one."""
+        return self._progress.came
+
+    @property
     def read_all(self) -> bool:
         """Whether pages were fetched and none failed."""
-        return self._progress.came and not self._progress.failed
+        return self.came and not self._progress.failed
 
     # -- rounds
 
@@ -143,7 +149,7 @@ class Plan:
                 yield None
                 continue
             self._under_way += 1
-            yield Step(number, self._beyond(number))
+            yield Step(number, self._beyond(number), self._size)
             number = number + 1 if self._forward else next(pages, None)
 
     @property
@@ -214,8 +220,12 @@ class Plan:
             progress.failed.remove(number)
             if count and number == progress.next_page - 1:
                 progress.end_found = False  # it was taken for the end
-        if page.limit is not None and 0 < page.limit < progress.limit:
-            progress.page_size = page.limit
+        size = page.limit or progress.limit
+        if self._by_offset and number == self._first:
+            size = min(size, count or size)  # fewer records than asked for, and the next offset follows them
+            progress.shifted |= progress.next_page > number + 1 and size != self._size  # the pages there were not next
+        if 0 < size < progress.limit:
+            progress.page_size = size
         if page.total is not None:
             changed = progress.total not in (None, page.total)
             progress.total = max(progress.total or 0, page.total) if progress.overrun else page.total
@@ -271,8 +281,11 @@ class Plan:
     @property
     def _end(self) -> int:
         """The number of the first page that does not exist, by the newest total."""
-        size = self._progress.page_size or self._progress.limit
-        return self._first + -(-(self._progress.total or 0) // size)
+        return self._first + -(-(self._progress.total or 0) // self._size)
+
+    @property
+    def _size(self) -> int:
+        return self._progress.page_size or self._progress.limit
 
     def _beyond(self, number: int) -> bool:
         return self._progress.total is not None and number >= self._end

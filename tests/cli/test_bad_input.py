@@ -16,7 +16,7 @@ SECRET = "hunter2"  # noqa: S105 - what must not be shown
 NO_SCHEME = "has no scheme; write it as PLUGIN:…, such as sqlite:////tmp/tasks.db or redis://localhost:6379/0"
 BAD_HOST = "is not a URL: its host or port is not valid (in a password, write / ? # @ as %2F %3F %23 %40)"
 BAD_ADDRESS = "is not an address: write it as http://host:port"
-API_URL = "Address of the API: http or https, no query"
+API_URL = "Address of the API: http or https, without blanks or a query"
 API_LIMIT = "api_limit in fleet.toml: Invalid value for '--api-limit'"
 
 
@@ -187,9 +187,9 @@ def test_a_variable_that_only_the_job_can_judge_is_named_too(tmp_path: Path) -> 
         ("api_limt = 3", "fleet.toml: unknown key 'api_limt': did you mean 'api_limit'?"),
         (
             "[owm.more]\napi_limit = 3",
-            "fleet.toml: unknown key 'more': known: api_limit, api_token, api_url, batch_size, concurrency, "
-            "first_page, json, log_format, log_level, outbox, request_timeout, resume_within, retry_wait, second_pass, "
-            "sink, wait_for_room",
+            "fleet.toml: unknown key 'more': known: api_limit, api_token, api_url, batch_size, ca_file, "
+            "client_cert, client_key, concurrency, first_page, json, log_format, log_level, outbox, request_timeout, "
+            "resume_within, retry_wait, second_pass, sink, wait_for_room",
         ),
         ("api_limit =", "fleet.toml is not valid TOML: Invalid value (at end of document)"),
         ("api_token = 'hunter2'", "fleet.toml: 'api_token' is a secret: set OWM_API_TOKEN instead"),

@@ -34,7 +34,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build and install the package that docs/job.md shows."""
     folder, target = tmp_path_factory.mktemp("fleet"), tmp_path_factory.mktemp("site")
     text = (DOCS / "job.md").read_text("utf-8")
-    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (code,) = re.findall(r"^```python\n# fleet\.py\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     (setup,) = re.findall(r"^```ini\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     (folder / "fleet.py").write_text(code)
     (folder / "setup.cfg").write_text(setup)

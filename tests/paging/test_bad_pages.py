@@ -161,13 +161,13 @@ KINDS: dict[str, tuple[Reply, str]] = {
         "redirects more than",
     ),
     "a redirect to another host": (status(302, Location="http://127.0.0.2/"), "another host"),
-    "401": (status(401), "check the API token"),
+    "401": (status(401), "answered 401"),
     "404": (status(404), "answered 404"),
     "429": (status(429), "answered 429"),
     "500": (status(500, b"Traceback (most recent call last)"), "answered 500"),
     "503": (status(503, Retry_After="0"), "answered 503"),
     "503 with an absurd date": (
-        status(503, Retry_After="Wed, 99999999999999999999 Oct 2099 07:28:00 GMT"),
+        status(503, Retry_After="Wed, 21 Oct 99999 07:28:00 GMT"),
         "answered 503",
     ),
     "an empty body": (body(b""), "no valid page"),
@@ -240,11 +240,22 @@ def test_a_page_that_is_always_bad_is_named(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.timeout(60)
 def test_an_api_that_is_always_bad_is_a_clear_error(kind: str, service: Misbehaving, out: Path) -> None:
-    """An API that answers nothing but that ends with 75 and one line that says what it answers; no task comes of it."""
+    """An API that answers nothing but that ends with one line that says what it answers; no task comes of it.
+
+    With 78 where waiting cannot fix it, as soon as the first page shows it; with 75 otherwise.
+    """
     reply, words = KINDS[kind]
     service.misbehave(reply)
     ending = produce(service, MemoryOutbox(), out, **_options(kind))
-    assert ending.code == 75
+    refused = {
+        "401": "check the API token",
+        "404": "check the API's address",
+        "a redirect to another host": "check the API's address",
+    }
+    assert ending.code == (78 if kind in refused else 75)
+    assert ending.line.count(refused.get(kind, "check ")) == (kind in refused)
+    if kind in refused:
+        assert service.pages == [0] * 5
     assert not ending.report.complete
     assert words in ending.line
     assert ending.line.isprintable()

@@ -168,3 +168,13 @@ def test_the_command_ends_with_65(service: Misbehaving, tmp_path: Path, out: Pat
     letter = json.loads(run("owm-outbox", "dead", "list", *store, "--json").out)
     assert (letter["payload"], letter["task_id"]) == (bad.decode(), None)
     assert "latitude_deg" in letter["reason"]
+
+
+@pytest.mark.parametrize("text", [r"\ud800", r"Z\udc00rich", r"\uD83D half a smile"])
+def test_half_a_surrogate_pair_costs_nothing(text: str, outbox: Outbox, service: Misbehaving, out: Path) -> None:
+    """A name that was cut off in the middle of a character harms neither its city nor the others of the page."""
+    service.records[3] = service.records[3].replace(b"Ort", text.encode())
+    service.records[4] = record(5, latitude=91).replace(b"Ort", text.encode())
+    ending = produce(service, outbox, out)
+    assert (ending.code, ending.report.rejected) == (65, 1)
+    assert ids_in(out) == [city for city in ALL if city != 5]

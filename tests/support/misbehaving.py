@@ -123,18 +123,20 @@ class Misbehaving(ThreadingHTTPServer):
 
     :param cities: what it has; ``records`` are theirs as raw JSON, and may be changed.
     :param bare: whether it gives arrays without a total.
-    :param tls: whether it speaks https, with a certificate for 127.0.0.1 that signed itself, `CERTIFICATE`.
+    :param tls: whether it speaks https, with a certificate for 127.0.0.1 that signed itself, `CERTIFICATE`, or with
+        those of a context.
     """
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, cities: Sequence[City], *, bare: bool = False, tls: bool = False) -> None:
+    def __init__(self, cities: Sequence[City], *, bare: bool = False, tls: bool | ssl.SSLContext = False) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self._scheme = "http"
         if tls:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(CERTIFICATE)
+            context = tls if isinstance(tls, ssl.SSLContext) else ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            if tls is True:
+                context.load_cert_chain(CERTIFICATE)
             self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
             self._scheme = "https"
         self.records = [record(city.city_id, city.latitude_deg, city.longitude_deg) for city in cities]
@@ -257,7 +259,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def misbehaving(cities: Sequence[City], *, bare: bool = False, tls: bool = False) -> Iterator[Misbehaving]:
+def misbehaving(
+    cities: Sequence[City], *, bare: bool = False, tls: bool | ssl.SSLContext = False
+) -> Iterator[Misbehaving]:
     """Serve these cities for the length of a block; fails if the server itself had an error."""
     service = Misbehaving(cities, bare=bare, tls=tls)
     threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.005}, daemon=True).start()
