@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
+    InvalidResponse,
+    MovedError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -21,6 +25,8 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from owm_outbox import URL, ConfigurationError, OwmOutboxError, SinkFull, SinkUnavailable, pause
+
+from .redis_tls import check_tls, other_protocol, tls_problem, unasked
 
 __all__ = ["CLIENT_OPTIONS", "Backoff", "check", "connect", "meaning"]
 
@@ -51,11 +57,31 @@ CLIENT_OPTIONS: dict[str, Any] = {
 # answer for ever, and newer ones begin with HELLO, which old proxies do not know.
 _DEFAULTS: dict[str, Any] = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0, "protocol": 2}
 
-# What no retry fixes. To redis-py, most of it is a connection error.
 _REFUSED = (AuthenticationError, AuthorizationError, NoPermissionError)
-_NO_RIGHT = ("NOPERM", "can't run this command", "has no permissions to run")  # the words within a script
-_NO_TLS = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")
-_NO_DATABASE = "DB index is out of range"
+_NO_RIGHT = "the user may not do this", "check the user's rights"
+_NO_RESP3 = "the server does not speak RESP3", "remove protocol="
+_NO_DATABASE = "the server does not have this database", "write another number"
+_TOO_OLD = "the server does not know a command", "use Redis 6.2 or later, or Valkey, and no proxy that hides commands"
+# By words in what a server answers: what waiting does not fix, and what to change. The first that fits.
+_MISTAKES = {
+    "can't run this command": _NO_RIGHT,  # within a script
+    "has no permissions to run": _NO_RIGHT,
+    "DENIED": ("the server is in protected mode", "set a password on it"),
+    "DB index is out of range": _NO_DATABASE,
+    "SELECT is not allowed in cluster mode": _NO_DATABASE,
+    "unknown command 'HELLO": _NO_RESP3,
+    "unknown command `HELLO": _NO_RESP3,
+    "NOPROTO": _NO_RESP3,
+    "WAITAOF": ("wait_aof does not work on this server", "remove it"),
+    "unknown command": _TOO_OLD,
+    "Unknown Redis command": _TOO_OLD,
+    "unsupported command": _TOO_OLD,
+    "command not supported": _TOO_OLD,
+}
+
+
+class _WrongServer(RedisError):
+    """What answers at the address cannot be used as the URL says; the message says what to change."""
 
 
 def check(url: URL, given: Mapping[str, Any]) -> None:
@@ -65,6 +91,18 @@ def check(url: URL, given: Mapping[str, Any]) -> None:
     """
     if not url.hostname:
         raise ConfigurationError(f"{url} has no host; write redis://host:6379/0?stream=name")
+    try:
+        url.hostname.encode("idna")
+    except UnicodeError:
+        raise ConfigurationError(f"{url}: {url.hostname!r} is not the name of a host") from None
+    if any(character.isspace() for character in url.hostname):
+        raise ConfigurationError(f"{url}: {url.hostname!r} has a blank in it, so it is not the name of a host")
+    if url.port == 0:
+        raise ConfigurationError(f"{url}: no server listens on port 0; write another one")
+    if not all("!" <= character <= "~" for character in given.get("client_name", "")):
+        raise ConfigurationError(
+            f"{url}: Redis does not take client_name={given['client_name']!r}: use letters, digits and signs, no blanks"
+        )
     if not url.path.strip("/").isdecimal() and url.path.strip("/"):
         raise ConfigurationError(f"{url}: the path is the number of a database, such as /0")
     if url.scheme == "redis" and (needs_tls := [name for name in given if name.startswith("ssl_")]):
@@ -93,17 +131,26 @@ def connect(url: str, *, retries: int = 8, backoff: Backoff | None = None) -> re
     :param retries: of each command, on lost connections and timeouts, while the server is loading, or a replica.
     :raises ConfigurationError: redis-py does not take the URL.
     """
+    retry = _Retry(backoff or Backoff(), retries)
     try:
         pool: redis.ConnectionPool = redis.ConnectionPool.from_url(
             url,
             **_DEFAULTS,  # what the URL gives counts more
-            retry=_Retry(backoff or Backoff(), retries),
+            retry=retry,
             # The retry covers lost connections and timeouts; these are two more that pass by themselves.
             retry_on_error=[BusyLoadingError, ReadOnlyError],
         )
-        return redis.Redis(connection_pool=pool)
     except (ValueError, TypeError, RedisError) as error:
         raise ConfigurationError(f"{URL(url)}: {error}") from error
+    tls = issubclass(pool.connection_class, redis.SSLConnection)
+    if tls:
+        try:
+            check_tls(pool.connection_kwargs)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{URL(url)}: {error}") from error
+    host, port = pool.connection_kwargs["host"], int(pool.connection_kwargs.get("port", 6379))
+    retry.identify = partial(_other_protocol, host, port, tls)
+    return redis.Redis(connection_pool=pool)
 
 
 def meaning(error: RedisError, where: str, keys: str) -> OwmOutboxError:
@@ -113,23 +160,44 @@ def meaning(error: RedisError, where: str, keys: str) -> OwmOutboxError:
     :param keys: the keys that are used.
     """
     text = str(error)
-    if isinstance(error, _REFUSED) or any(words in text for words in _NO_RIGHT):
-        return ConfigurationError(
-            f"{where}: the server refuses us ({text}): check user and password in the URL, and their rights"
-        )
-    if any(words in text for words in _NO_TLS):
-        return ConfigurationError(
-            f"{where}: no TLS connection ({text}): check the port, and ssl_ca_certs= and the other ssl_ options"
-        )
-    if _NO_DATABASE in text:
-        return ConfigurationError(f"{where}: the server does not have this database ({text}): write another number")
+    if mistake := _mistake(error):
+        return ConfigurationError(f"{where}: {mistake}")
     if "WRONGTYPE" in text:
         return ConfigurationError(f"{where}: one of the keys {keys} holds another type: name another stream")
-    if "WAITAOF" in text:
-        return ConfigurationError(f"{where}: wait_aof does not work on this server ({text})")
     if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in text:
         return SinkFull(f"{where}: the server is out of memory (maxmemory)")
+    if isinstance(error, AskError):
+        text = f"ASK {text}"
     return SinkUnavailable(f"{where} cannot be used now ({text}); try again later")
+
+
+def _mistake(error: Exception) -> str | None:
+    """Say what a person has to change, where waiting does not fix an error."""
+    text = str(error)
+    if isinstance(error, _WrongServer):
+        return text
+    if isinstance(error, MovedError):  # redis-py cuts the word off
+        return f"another node of the cluster has the stream (MOVED {text}): write its address in the URL"
+    if isinstance(error, _REFUSED):
+        return f"the server refuses us ({text}): check user and password in the URL, and their rights"
+    for words, (what, to_do) in _MISTAKES.items():
+        if words in text:
+            return f"{what} ({text.partition('. ')[0]}): {to_do}"
+    return tls_problem(error)
+
+
+def _other_protocol(host: str, port: int, tls: bool, error: Exception) -> str | None:
+    """Say what to change where an error looks as if the port spoke TLS, or not, or let nobody in.
+
+    A server without TLS waits for more than the first message of TLS; one with it closes what begins otherwise. Redis
+    in protected mode says so and closes, but redis-py passes over the answer to its first command.
+    """
+    silent, connected = isinstance(error, redis.TimeoutError), "connecting to" not in str(error)
+    if not (silent if tls else connected and not silent):
+        return None
+    if not tls and (line := unasked(host, port, seconds=0.2)).startswith("-"):
+        return _mistake(ResponseError(line[1:]))
+    return other_protocol(host, port, tls=tls, seconds=0.5)
 
 
 class _Retry(Retry):
@@ -143,6 +211,8 @@ class _Retry(Retry):
         super().__init__(backoff, retries)
         self._wait = backoff.wait
         self._under_way = False
+        self._answered = False
+        self.identify: Callable[[Exception], str | None] = lambda _: None  # asked where nothing was ever answered
 
     def call_with_retry(
         self,
@@ -158,26 +228,29 @@ class _Retry(Retry):
         try:
             while True:
                 try:
-                    return _told_apart(do)
+                    result = self._told_apart(do)
+                    self._answered = True
+                    return result
                 except self._supported_errors as error:
-                    if not _passes(error) or (is_retryable is not None and not is_retryable(error)):
+                    if _mistake(error) or (is_retryable is not None and not is_retryable(error)):
                         raise
                     failures += 1
                     fail(error, *([failures] if with_failure_count else []))
+                    if failures == 1 and not self._answered and (found := self.identify(error)):
+                        raise _WrongServer(found) from error
                     if failures > self._retries or not self._wait(failures):
                         raise
         finally:
             self._under_way = False
 
-
-def _told_apart(do: Callable[[], T]) -> T:
-    try:
-        return do()
-    except ResponseError as error:
-        if "READONLY" in str(error):  # within a script, Redis 6.2 wraps it into an error of another kind
-            raise ReadOnlyError(str(error)) from error
-        raise
-
-
-def _passes(error: Exception) -> bool:
-    return not isinstance(error, _REFUSED) and not any(words in str(error) for words in (*_NO_TLS, _NO_DATABASE))
+    def _told_apart(self, do: Callable[[], T]) -> T:
+        try:
+            return do()
+        except ResponseError as error:
+            if "READONLY" in str(error):  # within a script, Redis 6.2 wraps it into an error of another kind
+                raise ReadOnlyError(str(error)) from error
+            raise
+        except InvalidResponse as error:
+            if self._answered:  # a reply that was damaged on its way
+                raise
+            raise _WrongServer(f"what answers there is not a Redis server ({error}): check host and port") from error

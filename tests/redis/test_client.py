@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import ssl
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,31 +81,6 @@ def test_a_wrong_option_is_refused_without_connecting(url: str, says: str) -> No
 def test_marks_are_kept_in_the_slot_of_the_stream(stream: str, key: str) -> None:
     """The hash has the name that production rules name, with a hash tag of its own unless the stream has one."""
     assert marks_key(stream) == key
-
-
-def test_a_certificate_that_nobody_vouches_for(stream: str) -> None:
-    """A certificate that does not verify is bad configuration: refused at the first attempt, with what to set."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(Path(__file__).parents[1] / "support" / "localhost.pem")
-    connections: list[object] = []
-
-    def serve() -> None:
-        with contextlib.suppress(OSError):  # the client breaks off, and closing the listener ends the loop
-            while True:
-                sock, _ = listener.accept()
-                connections.append(sock)
-                with contextlib.suppress(OSError), context.wrap_socket(sock, server_side=True):
-                    pass
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve)
-        thread.start()
-        url = URL(f"rediss://localhost:{listener.getsockname()[1]}/0?stream={stream}")
-        with RedisStreamSink.from_url(url) as sink, pytest.raises(ConfigurationError, match="ssl_ca_certs="):
-            sink.mark("box")
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join()
-    assert len(connections) == 1
 
 
 # -- stopping

@@ -28,24 +28,26 @@ def binaries() -> dict[str, str]:
     return found
 
 
-def free_port() -> int:
+def free_port(below: int = 65_536) -> int:
     """Return a port on which nobody listens."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+        port = int(sock.getsockname()[1])
+    return port if port < below else free_port(below)
 
 
 class Server:
     """One server process. It keeps its port and its folder over a restart.
 
     :param options: given at each start.
+    :param below: what the port must be below: a node of a cluster has another one, 10,000 above it.
     """
 
-    def __init__(self, binary: str, folder: Path, *options: str) -> None:
+    def __init__(self, binary: str, folder: Path, *options: str, below: int = 65_536) -> None:
         self.binary = binary
         self.folder = folder
         self.options = options
-        self.port = free_port()
+        self.port = free_port(below)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -103,9 +105,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(binary: str, folder: Path, *options: str) -> Iterator[Server]:
+def running(binary: str, folder: Path, *options: str, below: int = 65_536) -> Iterator[Server]:
     """Run a server for the length of a block."""
-    server = Server(binary, folder, *options)
+    server = Server(binary, folder, *options, below=below)
     server.start()
     try:
         yield server
