@@ -25,6 +25,7 @@ from owm_outbox import (
 )
 
 from .redis_connection import CLIENT_OPTIONS, Backoff, check, connect, meaning
+from .redis_rights import missing_rights
 
 __all__ = ["MARK_SCRIPT", "OPTIONS", "SEND_SCRIPT", "RedisStreamSink", "marks_key"]
 
@@ -78,8 +79,8 @@ class RedisStreamSink(Sink):
     to as well looks like a new one once everything up to our last entry was deleted or trimmed, and what the outbox
     still has is sent again.
 
-    A user needs the rights to EVALSHA, SCRIPT LOAD, HGET, HSET, XADD, XINFO and XRANGE; at maxlen also to XTRIM and
-    XPENDING; to INFO and CONFIG GET, if it shall warn of eviction and know the limit of a payload.
+    The first call asks the server whether the user has the rights that `check_rights` lists. INFO and CONFIG GET are
+    optional: with them, eviction is warned of and the limit of a payload is known.
 
     :param url: as redis-py takes it, without the options above.
     """
@@ -116,6 +117,7 @@ class RedisStreamSink(Sink):
         self._client = connect(url, retries=retries, backoff=self._backoff)
         self._ask = self._client.register_script(MARK_SCRIPT)
         self._take = self._client.register_script(SEND_SCRIPT)
+        self._rights_checked = False
         self._max_payload: int | None = None
         self._trimmed_until: dict[str, int] = {}  # the server's count when it was last seen, by outbox
         self.trimmed = 0
@@ -130,7 +132,12 @@ class RedisStreamSink(Sink):
         return cls(url.without_options(*OPTIONS), **{name: given[name] for name in OPTIONS if name in given})
 
     def mark(self, outbox_id: str) -> str:
-        """Return the mark that is kept for this outbox, if the stream still bears it out."""
+        """Return the mark that is kept for this outbox, if the stream still bears it out.
+
+        The first call also asks whether the user has all the rights that a batch may need.
+        """
+        if not self._rights_checked:
+            self.check_rights()
         with self._translated():
             reply: Any = self._confirmed(outbox_id, lambda pipe: self._asked(outbox_id, pipe))
         match reply:
@@ -141,7 +148,7 @@ class RedisStreamSink(Sink):
 
     def send(self, batch: Batch) -> None:
         """Add the batch and its mark with one call of the script."""
-        limit = self._payload_limit()
+        limit = self.largest_payload
         if too_large := [entry for entry in batch.entries if len(entry.payload) > limit]:
             raise EntriesRejected(
                 {
@@ -176,6 +183,38 @@ class RedisStreamSink(Sink):
                 raise SinkFull(f"{self._where} is full (maxlen {self._maxlen}): {why}", room=room)
             case _:
                 raise self._foreign(reply)
+
+    def check_rights(self) -> None:
+        """Ask whether the user may do all that the sink may have to do. Nothing is written.
+
+        :raises ConfigurationError: no; the message lists the rules that are missing.
+        :raises SinkUnavailable: the server cannot be asked.
+        """
+        waits = [str(wait[0]) for wait in self._waits]
+        with self._translated():
+            missing = missing_rights(self._client, self._stream, self._marks, bounded=self._maxlen > 0, waits=waits)
+        if missing:
+            user = self._client.connection_pool.connection_kwargs.get("username") or "default"
+            raise ConfigurationError(
+                f"{self._where}: the user lacks rights: grant them with ACL SETUSER {user} {' '.join(missing)}"
+            )
+        self._rights_checked = True
+
+    @property
+    def largest_payload(self) -> int:
+        """How many bytes the server takes at once. It is asked once, also for a setting that defeats the promises."""
+        if self._max_payload is None:
+            memory: Any = self._told(lambda: self._client.info("memory"))
+            setting: Any = self._told(lambda: self._client.config_get("proto-max-bulk-len"))
+            if str(memory.get("maxmemory_policy", "")).startswith("allkeys") and memory.get("maxmemory"):
+                log.warning(
+                    "%s: maxmemory-policy is %s, so the server may evict the whole stream with tasks that nobody has "
+                    "read; set noeviction",
+                    self._where,
+                    memory["maxmemory_policy"],
+                )
+            self._max_payload = int(next(iter(setting.values()), _MAX_BULK))
+        return self._max_payload
 
     def close(self) -> None:
         """Close the connections."""
@@ -247,25 +286,14 @@ class RedisStreamSink(Sink):
                 pipe.execute_command(*wait)  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
             return list(pipe.execute())
 
-    def _payload_limit(self) -> int:
-        """Ask the server once what it allows, and warn of a setting that defeats the promises."""
-        if self._max_payload is None:
-            with self._translated():
-                try:
-                    memory: Any = self._client.info("memory")
-                    setting: Any = self._client.config_get("proto-max-bulk-len")
-                except (NoPermissionError, ResponseError) as error:  # a managed server need not tell
-                    log.debug("%s does not tell its settings: %s", self._where, error)
-                    memory, setting = {}, {}
-            if str(memory.get("maxmemory_policy", "")).startswith("allkeys") and memory.get("maxmemory"):
-                log.warning(
-                    "%s: maxmemory-policy is %s, so the server may evict the whole stream with tasks that nobody has "
-                    "read; set noeviction",
-                    self._where,
-                    memory["maxmemory_policy"],
-                )
-            self._max_payload = int(next(iter(setting.values()), _MAX_BULK))
-        return self._max_payload
+    def _told(self, ask: Callable[[], Any]) -> Any:
+        """Ask the server about itself; a managed one need not tell."""
+        with self._translated():
+            try:
+                return ask()
+            except (NoPermissionError, ResponseError) as error:
+                log.debug("%s does not tell its settings: %s", self._where, error)
+                return {}
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

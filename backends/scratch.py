@@ -10,9 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
-from owm_outbox import URL, OutboxInvalid, Sink
+from owm_outbox import URL, ConfigurationError, OutboxInvalid, Sink
 from owm_outbox.testing import Destination, cut_requests, full_disk
 
 from .jsonl import JsonLinesSink
@@ -52,7 +52,8 @@ def jsonl(url: URL) -> Iterator[Destination]:
 @contextmanager
 def redis(url: URL) -> Iterator[Destination]:
     """Give a stream next to the one that ``redis://…?stream=`` names, on the same server."""
-    RedisStreamSink.from_url(url).close()  # refuses what is wrong with it
+    with RedisStreamSink.from_url(url) as sink:  # refuses what is wrong with it
+        sink.check_rights()
     given = url.options(**OPTIONS, **CLIENT_OPTIONS)
     stream = f"{given['stream']}:check:{uuid.uuid4()}"
     own: dict[str, Any] = {name: given[name] for name in OPTIONS if name in given and name != "groups"}
@@ -73,7 +74,14 @@ def redis(url: URL) -> Iterator[Destination]:
 
     with contextlib.closing(connect(address)) as client:
         try:
-            client.xlen(stream)  # a server that is down, or refuses us, shows here
+            client.xgroup_create(stream, "check", mkstream=True)  # a server that is down, or refuses us, shows here
+            client.delete(stream, marks_key(stream))
+        except NoPermissionError as error:
+            scratch = f"{given['stream']}:check:*"
+            raise ConfigurationError(
+                f"{url}: the user has all the rights that delivery needs, but check works on a stream of its own: "
+                f"grant ACL SETUSER {url.username or 'default'} ~{scratch} ~{marks_key(scratch)} +xgroup|create +del"
+            ) from error
         except RedisError as error:
             raise meaning(error, str(url), stream) from error
         try:

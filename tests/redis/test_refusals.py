@@ -17,7 +17,7 @@ from owm_outbox import ConfigurationError, SinkFull, SinkUnavailable
 from support.producer import BATCH, BATCHES, CALM, COUNT, PATIENT, After, Producer
 from support.proxy import EVERY, FaultProxy
 from support.servers import Server, running
-from support.streams import Worker, city_ids
+from support.streams import city_ids
 
 pytestmark = pytest.mark.slow
 
@@ -166,50 +166,7 @@ def test_password_changed_in_the_middle(producer: Producer, own_server: Server) 
     producer.check_complete(own_server, producer.run(producer.url(own_server)))
 
 
-@pytest.mark.parametrize("command", ["evalsha", "hget", "xinfo"])
-def test_rights_missing_to_ask(producer: Producer, own_server: Server, command: str) -> None:
-    """A user who may not even ask what is held is refused before anything is fetched."""
-    with own_server.client() as admin:
-        admin.execute_command(f"ACL SETUSER worker on >pw ~* +@all -{command}")
-        url = producer.url(own_server).replace("redis://", "redis://worker:pw@")
-        assert "rights" in str(producer.refuses(url, because=ConfigurationError))
-        assert producer.fetched == []
-        admin.execute_command(f"ACL SETUSER worker +{command}")
-    producer.check_complete(own_server, producer.run(url))
-
-
-@pytest.mark.parametrize("command", ["hset", "xadd"])
-def test_rights_missing(producer: Producer, own_server: Server, command: str) -> None:
-    """A user who may not use a command is bad configuration: 78, and with the right granted each task is there once."""
-    with own_server.client() as admin:
-        admin.execute_command(f"ACL SETUSER worker on >pw ~* +@all -{command}")
-        url = producer.url(own_server).replace("redis://", "redis://worker:pw@")
-        producer.fails(url, because=ConfigurationError, code=78)
-        producer.refuses(url, because=ConfigurationError)  # now there is something to send before a run begins
-        assert producer.stats().dead == 0
-        assert city_ids(own_server, producer.stream) == []
-        admin.execute_command(f"ACL SETUSER worker +{command}")
-    producer.check_complete(own_server, producer.run(url))
-
-
-@pytest.mark.parametrize("command", ["xtrim", "xpending", "xrange"])
-def test_rights_missing_to_trim(producer: Producer, own_server: Server, command: str) -> None:
-    """A user who may not use what trimming needs gets no batch in by halves: granted the right, nothing is twice."""
-    worker = Worker(own_server, producer.stream, "readers")
-    with own_server.client() as admin:
-        admin.execute_command(f"ACL SETUSER worker on >pw ~* +@all -{command}")
-        url = producer.url(own_server, maxlen=2 * BATCH)
-        mine = url.replace("redis://", "redis://worker:pw@")
-        producer.fails(url, because=SinkFull)
-        worker.acknowledge(worker.take(2 * BATCH)[:BATCH])
-        for _ in range(2):
-            assert "rights" in str(producer.refuses(mine, because=ConfigurationError))
-        assert city_ids(own_server, producer.stream) == list(range(1, 2 * BATCH + 1))
-        admin.execute_command(f"ACL SETUSER worker +{command}")
-    producer.fails(mine, because=SinkFull)
-    assert city_ids(own_server, producer.stream) == list(range(BATCH + 1, 3 * BATCH + 1))
-
-
+@pytest.mark.slow
 def test_copies_asked_for_and_every_reply_lost_once(
     producer: Producer, own_server: Server, before: Before, tmp_path: Path
 ) -> None:

@@ -212,7 +212,7 @@ def _text(folder: Path) -> Path:
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(options: str, says: str, ours: Authority, tmp_path: Path) -> None:
-    """What TLS options name is looked at before anything is made or fetched: 78, and the line names option and file."""
+    """What TLS options name is looked at when the sink is made; the line names the option and the file."""
     paths = {
         "missing": tmp_path / "missing.pem",
         "folder": tmp_path,
@@ -220,9 +220,20 @@ def test_a_file_that_cannot_be_used_is_named(options: str, says: str, ours: Auth
         "client": ours.certificate("client"),
         "another": ours.certificate("another"),
     }
-    sink = f"rediss://127.0.0.1:9/0?stream=s&{options.format(**paths)}"
-    shown = str(URL(URL(sink).without_options("stream")))
-    refused(tmp_path, 78, f"{shown}: {says.format(**paths)}", "owm-producer", "--sink", sink)
+    url = URL(f"rediss://127.0.0.1:9/0?stream=s&{options.format(**paths)}")
+    with pytest.raises(ConfigurationError) as caught:
+        RedisStreamSink.from_url(url)
+    assert str(caught.value) == f"{URL(url.without_options('stream'))}: {says.format(**paths)}"
+
+
+def test_a_certificate_file_is_looked_at_before_anything_is_made(tmp_path: Path) -> None:
+    """The command ends with 78 and the name of the file, and makes no outbox."""
+    sink = "rediss://127.0.0.1:9/0?stream=s&ssl_ca_certs=/no/such/ca.pem"
+    line = (
+        "rediss://127.0.0.1:9/0?ssl_ca_certs=%2Fno%2Fsuch%2Fca.pem: "
+        "ssl_ca_certs=/no/such/ca.pem: No such file or directory"
+    )
+    refused(tmp_path, 78, line, "owm-producer", "--sink", sink)
 
 
 # -- TLS or not
@@ -231,7 +242,7 @@ def test_a_file_that_cannot_be_used_is_named(options: str, says: str, ours: Auth
 def test_a_server_without_tls(server: Server, stream: str) -> None:
     """``rediss://`` for a port without TLS is found out, though such a server waits for more and says nothing."""
     tunnel = Tunnel(server.port)
-    assert _refused(_url(tunnel, stream, socket_connect_timeout=0.5)) == (
+    assert _refused(_url(tunnel, stream, socket_timeout=0.3)) == (
         "this port does not speak TLS: write redis://, or another port"
     )
 
