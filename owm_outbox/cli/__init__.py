@@ -13,6 +13,7 @@ from typing import NoReturn
 import click
 from click.core import ParameterSource
 
+from owm_outbox.cli.completion import complete
 from owm_outbox.cli.logs import set_up_logging, write_line
 from owm_outbox.cli.outcome import Outcome
 from owm_outbox.errors import ExitCode, OwmOutboxError, one_line
@@ -54,9 +55,11 @@ def _invoke(command: click.Command, name: str) -> NoReturn:
     set_up_logging()
     outcome = Outcome()
     try:
-        # Not command.main: on SIGINT it writes a line of its own, which need not be JSON where the logs are.
-        with command.make_context(name, sys.argv[1:]) as ctx:
-            result = command.invoke(ctx)
+        result = complete(command, name)
+        if result is None:
+            # Not command.main: on SIGINT it writes a line of its own, which need not be JSON where the logs are.
+            with command.make_context(name, sys.argv[1:]) as ctx:
+                result = command.invoke(ctx)
         if isinstance(result, Outcome):
             outcome = result
     except click.exceptions.Exit as error:  # --help and --version

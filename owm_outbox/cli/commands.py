@@ -40,7 +40,7 @@ def cli() -> None:
 
 class _Jobs(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args:
+        if not args and not ctx.resilient_parsing:
             names = ", ".join(self.list_commands(ctx))
             raise click.UsageError(f"Missing argument JOB: name one of {names}.", ctx)
         return super().parse_args(ctx, args)

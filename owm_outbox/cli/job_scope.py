@@ -75,6 +75,7 @@ class OutboxCommand(JobScopedCommand):
                 show_default=True,
                 is_eager=True,
                 callback=_use_job,
+                shell_complete=_jobs_that_begin_with,
                 allow_from_autoenv=False,
                 help="Whose outbox and variables these are.",
             ),
@@ -103,6 +104,12 @@ class DeliveringCommand(OutboxCommand):
         """Listen to signals, then parse."""
         listen(ctx)
         return super().parse_args(ctx, args)
+
+
+def _jobs_that_begin_with(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    from owm_outbox.plugins import job_names
+
+    return [name for name in job_names() if name.startswith(incomplete)]
 
 
 def _use_job(ctx: click.Context, _: click.Parameter, name: str) -> type[Job[Any]]:
