@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,9 +11,12 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
+from owm_outbox.errors import SourceUnavailable
 from owm_outbox.stop import Stop
 
 __all__ = ["Prefetch"]
+
+log = logging.getLogger("owm_outbox.paging")
 
 S = TypeVar("S")
 R = TypeVar("R")
@@ -51,6 +55,7 @@ class Prefetch(Generic[S, R]):
         answer ``None``: nothing more before another outcome was handed over. A round that is given up half-way leaves
         nothing to the next one: what no thread has begun is not fetched any more.
 
+        :raises SourceUnavailable: the system allows not even one thread. If it allows fewer than wanted, they do.
         :raises Stopped: a stop was asked for; calls under way are abandoned.
         """
         left = iter(steps)
@@ -62,8 +67,7 @@ class Prefetch(Generic[S, R]):
                         ahead.append((step, Future()))
                         self._todo.put(ahead[-1])
                         if self._started < min(len(ahead), self._concurrency):
-                            self._started += 1
-                            threading.Thread(target=self._work, name=f"prefetch-{self._started}", daemon=True).start()
+                            self._start()
                     if not ahead:
                         return
                     stop.check()
@@ -75,6 +79,17 @@ class Prefetch(Generic[S, R]):
         finally:
             for _, future in ahead:
                 future.cancel()
+
+    def _start(self) -> None:
+        try:
+            threading.Thread(target=self._work, name=f"prefetch-{self._started + 1}", daemon=True).start()
+        except RuntimeError as error:  # a limit of processes, which counts threads as well
+            if not self._started:
+                raise SourceUnavailable(f"no page can be fetched: {error}; raise the limit of processes") from error
+            log.warning("%s: continuing with %d requests at once", error, self._started)
+            self._concurrency = self._started
+        else:
+            self._started += 1
 
     def _work(self) -> None:
         while (call := self._todo.get()) is not None and not self._closed:

@@ -9,11 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import pytest
 
-from owm_outbox import Stop, Stopped
+from owm_outbox import SourceUnavailable, Stop, Stopped
 from owm_outbox.paging.prefetch import Prefetch
 
 from support.misbehaving import PATIENCE
@@ -166,6 +166,31 @@ def test_no_more_threads_than_needed_are_started(concurrency: int, count: int) -
     assert threading.current_thread() not in threads
     assert all(thread.daemon for thread in threads)
     assert 1 <= len(threads) <= min(concurrency, count)
+
+
+@contextmanager
+def no_more_threads() -> Iterator[None]:
+    """Let the system refuse each further thread, for want of room for its stack."""
+    size = threading.stack_size(2**46)
+    try:
+        yield
+    finally:
+        threading.stack_size(size)
+
+
+def test_fewer_threads_do_if_there_are_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    """Where the system refuses a thread, those that run fetch everything, and a line says so once."""
+    with _prefetch(4) as ahead:
+        assert _outcomes(ahead, range(2)) == [(0, 0), (1, 1)]
+        with no_more_threads():
+            assert _outcomes(ahead, range(50)) == [(number, number) for number in range(50)]
+    assert caplog.text.count("can't start new thread: continuing with 2 requests at once") == 1
+
+
+def test_without_any_thread_the_source_is_unavailable() -> None:
+    """Nothing can be fetched now; that may change."""
+    with no_more_threads(), _prefetch(4) as ahead, pytest.raises(SourceUnavailable, match="can't start new thread"):
+        _outcomes(ahead, range(50))
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
