@@ -46,6 +46,8 @@ class _Row:
     stored_at: datetime
     reason: str | None = None
     rejected_at: datetime | None = None
+    first_rejected_at: datetime | None = None
+    times: int = 0
 
 
 class MemoryOutbox(Outbox, DeadLetterStore):
@@ -59,6 +61,7 @@ class MemoryOutbox(Outbox, DeadLetterStore):
         self._state = MemoryState()
         self._rows: dict[int, _Row] = {}  # in order of position
         self._keys: dict[tuple[str, Key | None], int] = {}  # the position of each key of each run
+        self._letters: dict[tuple[str, Key, str, bool], int] = {}  # where a letter was last, by what makes it the same
         self._runs: dict[str, RunRecord] = {}  # in the order in which they were started
         self._resume_within: dict[str, timedelta] = {}
         self._last = 0
@@ -118,8 +121,9 @@ class MemoryOutbox(Outbox, DeadLetterStore):
                         continue
                     self._delete([before])
                     replaced += 1
-                rejected_at = None if reason is None else now
-                self._insert(_Row(run, key, task_id, headers, payload, now, reason, rejected_at))
+                self._insert(_Row(run, key, task_id, headers, payload, now))
+                if reason is not None:
+                    self._bury(self._last, reason, now)
                 new, rejected = (new + 1, rejected) if reason is None else (new, rejected + 1)
             stored = Stored(new, rejected, len(entries) - new - rejected, replaced)
             if known is not None:
@@ -161,7 +165,7 @@ class MemoryOutbox(Outbox, DeadLetterStore):
             for position, reason in reasons.items():
                 row = self._rows.get(position)
                 if row is not None and row.reason is None:
-                    row.reason, row.rejected_at = reason, self._now()
+                    self._bury(position, reason, self._now())
                     self._count_rejected(row.run, 1)
 
     def finish_run(self, run: str, report: RunReport) -> None:
@@ -193,9 +197,11 @@ class MemoryOutbox(Outbox, DeadLetterStore):
         """Yield the dead letters in order of position."""
         with self._mutex:
             letters = [
-                DeadLetter(position, row.task_id, row.payload, row.reason, row.rejected_at)
+                DeadLetter(
+                    position, row.task_id, row.payload, row.reason, row.rejected_at, row.first_rejected_at, row.times
+                )
                 for position, row in self._rows.items()
-                if row.reason is not None and row.rejected_at is not None
+                if row.reason is not None and row.rejected_at is not None and row.first_rejected_at is not None
             ]
         yield from letters
 
@@ -232,6 +238,26 @@ class MemoryOutbox(Outbox, DeadLetterStore):
         self._rows[self._last] = row
         if row.run is not None and row.key is not None:
             self._keys[row.run, row.key] = self._last
+
+    def _bury(self, position: int, reason: str, now: datetime) -> None:
+        """Make a dead letter; of those of this job, key, reason and kind let that of the newest run be the only one."""
+        row = self._rows[position]
+        row.reason, row.rejected_at, row.first_rejected_at = reason, now, row.first_rejected_at or now
+        row.times += 1
+        if row.run is None or row.key is None:
+            return
+        name = (self._runs[row.run].job, row.key, reason, row.task_id is None)
+        before = self._letters.get(name, position)
+        other = self._rows.get(before)
+        if before != position and other is not None and other.reason == reason and other.run is not None:
+            newest = list(self._runs).index
+            kept, gone = (position, before) if newest(row.run) > newest(other.run) else (before, position)
+            self._rows[kept].times += self._rows[gone].times
+            self._rows[kept].first_rejected_at = min(row.first_rejected_at, other.first_rejected_at or now)
+            self._rows[kept].rejected_at = now
+            self._delete([gone])
+            position = kept
+        self._letters[name] = position
 
     def _delete(self, positions: Iterable[int]) -> None:
         for position in positions:

@@ -40,6 +40,7 @@ from owm_outbox import (
 )
 
 from .sqlite_connection import Database, FileState
+from .sqlite_letters import insert_letters, letters_after, reject_entry, retry_letter
 from .sqlite_rows import RUN_COLUMNS, acknowledged, aware, entry, insert, last_position, record, replace
 from .sqlite_transaction import refuse_other_objects, using
 
@@ -190,7 +191,7 @@ class SqliteOutbox(Outbox, DeadLetterStore):
                 given = list(group)
                 if (unusable or rejected) and not is_dead:
                     replaced += replace(conn, number, given)
-                added = insert(conn, number, given, now)
+                added = (insert_letters if is_dead else insert)(conn, number, given, now)
                 new, rejected = (new, rejected + added) if is_dead else (new + added, rejected)
             duplicates = len(entries) - new - rejected
             if number is not None:
@@ -237,15 +238,7 @@ class SqliteOutbox(Outbox, DeadLetterStore):
         now = self._now()
         with self._db.transaction() as conn:
             for position, reason in reasons.items():
-                row = conn.execute(
-                    "SELECT run FROM outbox_entries WHERE position = ? AND reason IS NULL", (position,)
-                ).fetchone()
-                if row is not None:
-                    conn.execute(
-                        "UPDATE outbox_entries SET reason = ?, rejected_at = ? WHERE position = ?",
-                        (reason, now, position),
-                    )
-                    conn.execute("UPDATE outbox_runs SET rejected = rejected + 1 WHERE number = ?", row)
+                reject_entry(conn, position, reason, now)
 
     def finish_run(self, run: str, report: RunReport) -> None:
         """Keep the report; if it is complete, close the run and clear its delivered entries."""
@@ -294,37 +287,16 @@ class SqliteOutbox(Outbox, DeadLetterStore):
         after = 0
         while True:
             with self._db.reading() as conn:
-                rows = conn.execute(
-                    "SELECT position, task_id, payload, reason, rejected_at FROM outbox_entries "
-                    "WHERE reason IS NOT NULL AND position > ? ORDER BY position LIMIT 100",
-                    (after,),
-                ).fetchall()
-            if not rows:
+                letters = letters_after(conn, after, 100)
+            if not letters:
                 return
-            for position, task_id, payload, reason, at in rows:
-                yield DeadLetter(position, task_id, payload, reason, aware(at))
-            after = rows[-1][0]
+            yield from letters
+            after = letters[-1].position
 
     def retry(self, positions: Iterable[int]) -> int:
         """Store these letters again as entries, at new positions."""
-        done = 0
         with self._db.transaction() as conn:
-            for position in sorted(set(positions)):
-                row = conn.execute(
-                    "SELECT run, key, task_id, payload, headers, stored_at FROM outbox_entries "
-                    "WHERE position = ? AND reason IS NOT NULL AND task_id IS NOT NULL",
-                    (position,),
-                ).fetchone()
-                if row is not None:
-                    conn.execute("DELETE FROM outbox_entries WHERE position = ?", (position,))
-                    conn.execute(
-                        "INSERT INTO outbox_entries (run, key, task_id, payload, headers, stored_at) "
-                        "VALUES (?, ?, ?, ?, ?, ?)",
-                        row,
-                    )
-                    conn.execute("UPDATE outbox_runs SET rejected = rejected - 1 WHERE number = ?", row[:1])
-                    done += 1
-        return done
+            return sum(retry_letter(conn, position) for position in sorted(set(positions)))
 
     def drop(self, positions: Iterable[int]) -> int:
         """Delete these letters."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from owm_outbox import NO_HEADERS, Entry, Key, Mark, NewEntry, RunRecord
 
-__all__ = ["RUN_COLUMNS", "acknowledged", "aware", "entry", "insert", "last_position", "record", "replace"]
+__all__ = ["RUN_COLUMNS", "acknowledged", "aware", "entry", "insert", "last_position", "record", "replace", "storable"]
 
 RUN_COLUMNS = (
     "id, job, state, started_at, progressed_at, finished_at, checkpoint, expected, extracted, duplicates, rejected, "
@@ -22,20 +22,18 @@ def insert(conn: sqlite3.Connection, run: int | None, entries: Sequence[NewEntry
     """Insert entries that a run does not have yet, and return how many."""
     before = conn.total_changes
     conn.executemany(
-        "INSERT INTO outbox_entries (run, key, task_id, payload, headers, stored_at, reason, rejected_at) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        "INSERT INTO outbox_entries (run, key, task_id, payload, headers, stored_at) "
+        "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         (
             (
                 run,
-                key if key is None else _storable(key),
+                key if key is None else storable(key),
                 task_id,
                 payload,
                 json.dumps(dict(headers)) if headers else None,
                 now,
-                reason,
-                now if reason else None,
             )
-            for key, task_id, headers, payload, reason in entries
+            for key, task_id, headers, payload, _ in entries
         ),
     )
     return conn.total_changes - before
@@ -46,7 +44,7 @@ def replace(conn: sqlite3.Connection, run: int | None, entries: Sequence[NewEntr
     before = conn.total_changes
     conn.executemany(
         "DELETE FROM outbox_entries WHERE run = ? AND key = ? AND task_id IS NULL",
-        ((run, _storable(entry.key)) for entry in entries if entry.key is not None),
+        ((run, storable(entry.key)) for entry in entries if entry.key is not None),
     )
     return conn.total_changes - before
 
@@ -74,7 +72,8 @@ def aware(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def _storable(key: Key) -> int | str | bytes:
+def storable(key: Key) -> int | str | bytes:
+    """Return what a key is in a column."""
     # SQLite's integers have 64 bits, its text is UTF-8; any other key is kept as bytes, which equal neither.
     if isinstance(key, int):
         return key if -(2**63) <= key < 2**63 else str(key).encode()

@@ -117,3 +117,12 @@ def m002_marks(db: sqlite_utils.Database) -> None:
     db.execute("ALTER TABLE outbox_runs ADD COLUMN progressed_at REAL")
     db.execute("ALTER TABLE outbox_runs ADD COLUMN resume_within REAL NOT NULL DEFAULT 3600")
     db.execute("UPDATE outbox_runs SET progressed_at = started_at")
+
+
+@_migrations()
+def m003_letters(db: sqlite_utils.Database) -> None:
+    """Count how often a dead letter was rejected, and since when."""
+    db.execute("ALTER TABLE outbox_entries ADD COLUMN first_rejected_at REAL")
+    db.execute("ALTER TABLE outbox_entries ADD COLUMN times INTEGER NOT NULL DEFAULT 0")
+    db.execute("UPDATE outbox_entries SET first_rejected_at = rejected_at, times = 1 WHERE reason IS NOT NULL")
+    db.execute("CREATE INDEX outbox_letters ON outbox_entries (key) WHERE reason IS NOT NULL")

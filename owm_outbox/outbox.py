@@ -160,7 +160,10 @@ class Outbox(ABC):
 
     @abstractmethod
     def reject(self, reasons: Mapping[int, str]) -> None:
-        """Turn the entries at these positions into dead letters with these reasons. Unknown positions are ignored."""
+        """Turn the entries at these positions into dead letters with these reasons. Unknown positions are ignored.
+
+        See `DeadLetterStore` for those that were rejected before.
+        """
 
     @abstractmethod
     def finish_run(self, run: str, report: RunReport) -> None:
@@ -222,7 +225,12 @@ class Outbox(ABC):
 
 
 class DeadLetterStore(ABC):
-    """What an outbox may add, so that ``owm-outbox dead`` can work on it."""
+    """What an outbox may add, so that ``owm-outbox dead`` can work on it.
+
+    What every run of a job rejects anew is one letter: of the letters of a job that have the same key and reason, only
+    that of its newest run is kept, with all their times. Records that never became a task and tasks are not the same,
+    and what has no run or no key is never the same. A letter that is retried and rejected again counts on.
+    """
 
     @abstractmethod
     def dead_letters(self) -> Iterator[DeadLetter]:

@@ -155,7 +155,9 @@ class DeadLetter:
 
     :param position: where it is kept; what ``retry`` and ``drop`` take.
     :param task_id: ``None`` for a record that never became a task: it can be dropped, not retried.
-    :param rejected_at: when, timezone-aware.
+    :param rejected_at: when it was rejected last, timezone-aware.
+    :param first_rejected_at: when it was rejected for the first time, timezone-aware.
+    :param times: how often, by one run or by several.
     """
 
     position: int
@@ -163,6 +165,8 @@ class DeadLetter:
     payload: bytes
     reason: str
     rejected_at: datetime
+    first_rejected_at: datetime
+    times: int
 
 
 def _encode_other(value: Any) -> Any:

@@ -36,6 +36,8 @@ def dead_list(*, as_json: bool, outbox: str, **_: Any) -> None:
                     "position": letter.position,
                     "task_id": letter.task_id,
                     "rejected_at": letter.rejected_at.isoformat(timespec="seconds"),
+                    "first_rejected_at": letter.first_rejected_at.isoformat(timespec="seconds"),
+                    "times": letter.times,
                     "reason": letter.reason,
                     "payload": payload,
                 }
@@ -43,9 +45,11 @@ def dead_list(*, as_json: bool, outbox: str, **_: Any) -> None:
             else:
                 shown = payload if len(payload) <= 500 else f"{payload[:500]}… ({len(letter.payload)} bytes)"
                 kind = letter.task_id or "not a task"
-                click.echo(
-                    f"{letter.position}  {letter.rejected_at:%Y-%m-%d %H:%M:%S} UTC  {kind}  {one_line(letter.reason)}"
+                when = f"{letter.rejected_at:%Y-%m-%d %H:%M:%S} UTC"
+                again = (
+                    f"  ({letter.times} times since {letter.first_rejected_at:%Y-%m-%d})" if letter.times > 1 else ""
                 )
+                click.echo(f"{letter.position}  {when}  {kind}  {one_line(letter.reason)}{again}")
                 click.echo(f"    {shown}")
 
 

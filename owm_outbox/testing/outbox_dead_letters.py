@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Callable
+from datetime import timedelta
 
 from owm_outbox.outbox import Outbox, Stored
+from owm_outbox.run import RunRecord
 from owm_outbox.task import InvalidRecord, NewEntry
 from owm_outbox.testing.outbox_fixtures import (
     JOB,
@@ -132,3 +135,88 @@ class OutboxDeadLetters(OutboxFixtures):
         letters.drop([last])
         outbox.append([Parcel(uuid.uuid4(), 2)])
         assert [entry.position > last for entry in outbox.read(0, 10)] == [True]
+
+    # what every run rejects anew
+
+    def _next_run(self, outbox: Outbox, job: str = JOB) -> RunRecord:
+        return outbox.start_run(job, resume_within=timedelta(0))
+
+    def test_a_record_that_no_run_can_use_is_one_letter(self, outbox: Outbox) -> None:
+        """Each run counts it as rejected; the letters do not grow, and the one shows the record as it was last."""
+        letters = self.letters(outbox)
+        for attempt in (b"first", b"second", b"third"):
+            run = self._next_run(outbox).id
+            bad = (InvalidRecord(attempt, "no number", 7), InvalidRecord(b"the same", "no number"))
+            assert store(outbox, run, invalid=bad) == Stored(0, 2)
+            assert store(outbox, run, invalid=bad) == Stored(0, 0, 2), "a repeat within the run is not counted"
+            assert (run_of(outbox, run).rejected, run_of(outbox, run).unusable) == (2, 2)
+        assert [(letter.payload, letter.times) for letter in letters.dead_letters()] == [
+            (b"third", 3),
+            (b"the same", 3),
+        ]
+        assert outbox.stats().dead == 2
+        assert store(outbox, run, 7) == Stored(1, replaced=1), "the letter is the newest run's"
+
+    def test_a_task_that_every_run_rejects_is_one_letter(self, outbox: Outbox) -> None:
+        """The letter is the newest task, which can be retried and keeps its key; of older runs nothing is left."""
+        letters = self.letters(outbox)
+        for _ in range(3):
+            run = self._next_run(outbox).id
+            store(outbox, run, 1)
+            outbox.reject({outbox.read(0, 10)[-1].position: "too heavy"})
+            assert run_of(outbox, run).rejected == 1
+        (letter,) = letters.dead_letters()
+        assert (letter.times, letter.task_id) == (3, str(parcels(run, 1)[0].task_id))
+        assert store(outbox, run, 1) == Stored(0, duplicates=1)
+        assert letters.retry([letter.position]) == 1
+        assert [entry.task_id for entry in outbox.read(0, 10)] == [letter.task_id]
+
+    def test_a_letter_of_an_older_run_does_not_take_the_newest_run_s_key(self, outbox: Outbox) -> None:
+        """Where an older run's task is rejected after the newest run's, letter and key stay the newest run's."""
+        letters = self.letters(outbox)
+        older = self._next_run(outbox).id
+        store(outbox, older, 1)
+        newest = self._next_run(outbox).id
+        store(outbox, newest, 1)
+        first, second = (entry.position for entry in outbox.read(0, 10))
+        for position in (second, first):
+            outbox.reject({position: "too heavy"})
+        assert [(letter.position, letter.times) for letter in letters.dead_letters()] == [(second, 2)]
+        assert store(outbox, newest, 1) == Stored(0, duplicates=1)
+
+    def test_letters_that_differ_are_not_one(self, outbox: Outbox) -> None:
+        """Another key, reason or job, a task instead of a record, and what has no run: each is its own."""
+        letters = self.letters(outbox)
+        store(outbox, self._next_run(outbox).id, 1, invalid=bad_records(7))
+        outbox.reject({outbox.read(0, 1)[0].position: "not a number"})
+        run = self._next_run(outbox).id
+        store(outbox, run, invalid=bad_records(8, 1))
+        store(outbox, run, invalid=(InvalidRecord(b"{}", "another reason", 7),))
+        store(outbox, self._next_run(outbox, "others").id, invalid=bad_records(7))
+        for number in (7, 7):
+            outbox.append([Parcel(uuid.uuid4(), number)], key=lambda parcel: parcel.number)
+            outbox.reject({outbox.stats().last_position: "not a number"})
+        assert [letter.times for letter in letters.dead_letters()] == [1] * 8
+
+    def test_a_letter_that_is_retried_and_rejected_again_counts_on(self, outbox: Outbox) -> None:
+        """Its times go on, also without a run."""
+        letters = self.letters(outbox)
+        outbox.append([Parcel(uuid.uuid4(), 1)])
+        for times in (1, 2, 3):
+            outbox.reject({outbox.read(0, 1)[0].position: "too heavy"})
+            (letter,) = letters.dead_letters()
+            assert letter.times == times
+            letters.retry([letter.position])
+        assert outbox.stats().pending == 1
+
+    def test_a_letter_says_since_when(self, outbox: Outbox, later: Callable[[timedelta], None]) -> None:
+        """It has the times of its first and of its last rejection, whichever run they were in."""
+        letters = self.letters(outbox)
+        store(outbox, self._next_run(outbox).id, invalid=bad_records(7))
+        (first,) = letters.dead_letters()
+        assert first.first_rejected_at == first.rejected_at
+        later(timedelta(days=1))
+        store(outbox, self._next_run(outbox).id, invalid=bad_records(7))
+        (second,) = letters.dead_letters()
+        assert second.first_rejected_at == first.rejected_at
+        assert timedelta(days=1) <= second.rejected_at - first.rejected_at < timedelta(days=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +128,7 @@ def test_records_that_are_not_tasks_become_dead_letters(tmp_path: Path) -> None:
     assert delivered == [1, 2, 3, 4, 5]
 
     first, second = _letters(tmp_path)
-    assert list(first) == ["position", "task_id", "rejected_at", "reason", "payload"]
+    assert list(first) == [*("position", "task_id", "rejected_at", "first_rejected_at", "times", "reason", "payload")]
     assert first["task_id"] is second["task_id"] is None
     assert "latitude_deg" in str(first["reason"])
     assert "longitude_deg" in str(second["reason"])
@@ -135,6 +136,22 @@ def test_records_that_are_not_tasks_become_dead_letters(tmp_path: Path) -> None:
     text = run("owm-outbox", "dead", "list", *OUTBOX, cwd=tmp_path)
     for words in (f"{first['position']}  ", "not a task", "latitude_deg", "beyond the date line"):
         assert words in text.out
+
+
+def test_a_record_that_is_bad_every_day_is_one_letter(tmp_path: Path) -> None:
+    """Each run ends with 65, and the list shows how often the record was rejected, and since when; it does not grow."""
+    args = (*OUTBOX, "--sink", "jsonl:tasks.jsonl", "--log-level", "error")
+    with serving([*made_up(3), *NOT_TASKS]) as api:
+        for _ in range(3):
+            outcome = run("owm-producer", "--api-url", api.url, *args, cwd=tmp_path)
+            assert (outcome.code, outcome.line.partition(": see")[0]) == (
+                65,
+                "owm-producer: complete, but 2 tasks became dead letters",
+            )
+    assert [letter["times"] for letter in _letters(tmp_path)] == [3, 3]
+    assert run("owm-outbox", "status", "--json", *OUTBOX, cwd=tmp_path).report["dead"] == 2
+    text = run("owm-outbox", "dead", "list", *OUTBOX, cwd=tmp_path).out
+    assert len(re.findall(r"^\d+  .*  \(3 times since \d{4}-\d\d-\d\d\)$", text, re.MULTILINE)) == 2
 
 
 def test_what_never_was_a_task_can_be_dropped_but_not_retried(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ class Row:
     key: int
     dead: bool = False
     task: bool = True
+    times: int = 0
 
 
 @dataclass
@@ -57,6 +58,7 @@ class Model:
     """The plain model: positions to rows, and what is said of the run."""
 
     rows: dict[int, Row] = field(default_factory=dict)
+    runs: list[str] = field(default_factory=list)
     acknowledged: Mark = NOTHING
     last: int = 0
     extracted: int = 0
@@ -86,9 +88,24 @@ class Model:
                     continue
                 del self.rows[before]
                 replaced += 1
-            new.append(Row(run, key, dead=not task, task=task))
+            new.append(Row(run, key, dead=not task, task=task, times=int(not task)))
         rejected = sum(row.dead for row in new)
         return new, Stored(len(new) - rejected, rejected, len(keys) + len(bad) - len(new), replaced)
+
+    def merge(self, position: int) -> None:
+        """Let the letter of the newest run be the only one of its key and kind; the reason follows from the kind."""
+        letter = self.rows[position]
+        same = [
+            at
+            for at, row in self.rows.items()
+            if letter.run and row.run and row.dead and (row.key, row.task) == (letter.key, letter.task)
+        ]
+        if same:
+            kept = max(same, key=lambda at: self.runs.index(self.rows[at].run))
+            self.rows[kept].times = sum(self.rows[at].times for at in same)
+            for at in same:
+                if at != kept:
+                    del self.rows[at]
 
 
 class OutboxMachine(RuleBasedStateMachine):
@@ -110,6 +127,7 @@ class OutboxMachine(RuleBasedStateMachine):
         self.outbox = self.open()
         self.id = self.outbox.id
         self.run: RunRecord = self.outbox.start_run(self.job.name)
+        self.model.runs.append(self.run.id)
 
     @rule(keys=KEYS, bad=KEYS, checkpoint=st.none() | st.binary(max_size=3))
     def append(self, keys: list[int], bad: list[int], checkpoint: bytes | None) -> None:
@@ -148,6 +166,9 @@ class OutboxMachine(RuleBasedStateMachine):
         assert len(given) == len(new)
         assert all(position > self.model.last for position in given)
         self.model.rows.update(zip(given, new, strict=True))
+        for position, row in zip(given, new, strict=True):
+            if row.dead:
+                self.model.merge(position)
         self.model.last = self.outbox.stats().last_position
         assert self.model.last >= max(given, default=0)
 
@@ -164,10 +185,13 @@ class OutboxMachine(RuleBasedStateMachine):
     def reject(self, data: st.DataObject) -> None:
         """Refuse some entries."""
         for position in data.draw(st.lists(st.sampled_from(sorted(self.model.rows)), max_size=3, unique=True)):
-            row = self.model.rows[position]
-            self.model.rejected += not row.dead and row.run == self.run.id
-            row.dead = True
             self.outbox.reject({position: "refused"})
+            row = self.model.rows.get(position)
+            if row is not None and not row.dead:
+                self.model.rejected += row.run == self.run.id
+                row.dead = True
+                row.times += 1
+                self.model.merge(position)
 
     @rule(data=st.data())
     def acknowledge(self, data: st.DataObject) -> None:
@@ -227,7 +251,7 @@ class OutboxMachine(RuleBasedStateMachine):
         assert self.outbox.retry([position]) == row.task
         if row.task:
             del self.model.rows[position]
-            self.learn([Row(row.run, row.key)])
+            self.learn([Row(row.run, row.key, times=row.times)])
             self.model.rejected -= row.run == self.run.id
 
     @precondition(lambda self: self.model.rows)
@@ -261,6 +285,7 @@ class OutboxMachine(RuleBasedStateMachine):
         self.run = self.outbox.start_run(self.job.name, resume_within=resume_within)
         assert not self.run.resumed
         assert self.run.id != before
+        self.model.runs.append(self.run.id)
         self.model.extracted = self.model.duplicates = self.model.rejected = self.model.unusable = 0
         self.model.checkpoint = None
 
@@ -289,8 +314,8 @@ class OutboxMachine(RuleBasedStateMachine):
             model.unusable,
         )
         assert isinstance(self.outbox, DeadLetterStore)
-        dead = sorted(position for position, row in model.rows.items() if row.dead)
-        assert [letter.position for letter in self.outbox.dead_letters()] == dead
+        dead = sorted((position, row.times) for position, row in model.rows.items() if row.dead)
+        assert [(letter.position, letter.times) for letter in self.outbox.dead_letters()] == dead
 
 
 class SqliteMachine(OutboxMachine):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from owm_outbox import ExitCode
 from owm_outbox.cli.outcome import EXIT_CODES
 
 from support.commands import environment, run
@@ -116,6 +117,15 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert unit.name not in done.stderr
+
+
+def test_nothing_is_run_again_that_cannot_help() -> None:
+    """Neither systemd nor Kubernetes repeats a run for another code than 75: after 65 that enqueued all again."""
+    final = [code for code in ExitCode if code and code < 128 and code is not ExitCode.TRY_AGAIN_LATER]
+    (never,) = re.findall(r"^RestartPreventExitStatus=(.+)$", _block("ini", "# systemd"), re.MULTILINE)
+    (fails,) = re.findall(r"action: FailJob\n +onExitCodes: .*values: \[(.+)\]", _block("yaml", "# Kubernetes"))
+    assert [int(code) for code in never.split()] == final
+    assert [int(code) for code in fails.split(", ")] == final
 
 
 def test_the_second_command_is_what_ci_runs() -> None:

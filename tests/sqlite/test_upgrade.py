@@ -8,11 +8,12 @@ import sqlite3
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from owm_outbox import Job, OutboxRelay, Page, Run
+from owm_outbox import InvalidRecord, Job, OutboxRelay, Page, Run
 from owm_outbox_backends.redis_stream import RedisStreamSink
 from owm_outbox_backends.sqlite import SqliteOutbox
 
@@ -119,3 +120,26 @@ def test_what_was_kept_for_jobs_is_still_there(path: Path) -> None:
     for _ in range(2):
         with SqliteOutbox(path) as outbox:
             assert json.loads(outbox.state.get("breaker:http://x/cities/") or b"null") == {}
+
+
+def test_the_letters_of_earlier_versions_become_one(path: Path) -> None:
+    """One letter per run, as version 0.1 kept them, is counted as soon as the record is rejected again."""
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute(
+            "INSERT INTO outbox_entries (run, key, payload, stored_at, reason, rejected_at) "
+            "SELECT run, 'late', payload, stored_at, reason, rejected_at FROM outbox_entries WHERE reason IS NOT NULL"
+        )
+        db.execute("INSERT INTO outbox_runs (id, job, state, started_at) VALUES ('old', 'parcels', 'complete', 0)")
+        db.execute(
+            "INSERT INTO outbox_entries (run, key, payload, stored_at, reason, rejected_at) "
+            "SELECT last_insert_rowid(), 'late', payload, 0, reason, 1 FROM outbox_entries WHERE reason IS NOT NULL "
+            "AND key = 'late'"
+        )
+    with SqliteOutbox(path) as outbox:
+        before = [letter for letter in outbox.dead_letters() if letter.first_rejected_at == letter.rejected_at]
+        assert [letter.times for letter in before] == [1, 1, 1]
+        run = outbox.start_run("parcels", resume_within=timedelta(0)).id
+        outbox.append([], run=run, invalid=[InvalidRecord(b"{}", before[-1].reason, "late")])
+        first, last = outbox.dead_letters()
+        assert (first.times, last.times, last.payload) == (1, 3, b"{}")
+        assert last.first_rejected_at.timestamp() == 1

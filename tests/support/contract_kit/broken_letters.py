@@ -266,3 +266,66 @@ class ReusesThePositionOfALetter(MemoryOutbox):
         dropped = super().drop(positions)
         self._last = max(self._rows, default=0)
         return dropped
+
+
+@caught_by("test_a_record_that_no_run_can_use_is_one_letter")
+class KeepsALetterPerRun(MemoryOutbox):
+    """Has one more letter each day."""
+
+    def _bury(self, position: int, reason: str, now: datetime) -> None:
+        self._letters.clear()
+        super()._bury(position, reason, now)
+
+
+@caught_by("test_a_task_that_every_run_rejects_is_one_letter")
+class KeepsALetterPerTask(MemoryOutbox):
+    """Goes by the task's id, which is another one in each run."""
+
+    def _bury(self, position: int, reason: str, now: datetime) -> None:
+        if self._rows[position].task_id is not None:
+            self._letters.clear()
+        super()._bury(position, reason, now)
+
+
+@caught_by("test_a_letter_of_an_older_run_does_not_take_the_newest_run_s_key")
+class KeepsTheLetterThatWasRejectedLast(MemoryOutbox):
+    """Frees the key of the newest run when a task of an older one is rejected."""
+
+    def _bury(self, position: int, reason: str, now: datetime) -> None:
+        run = self._rows[position].run
+        if run is not None:
+            self._runs[run] = self._runs.pop(run)
+        super()._bury(position, reason, now)
+
+
+@caught_by("test_letters_that_differ_are_not_one")
+class KeepsALetterPerKey(MemoryOutbox):
+    """Goes by key and reason alone, whatever the job."""
+
+    def _bury(self, position: int, reason: str, now: datetime) -> None:
+        super()._bury(position, reason, now)
+        if (row := self._rows.get(position)) is not None:
+            same = [at for at, other in self._rows.items() if (other.key, other.reason) == (row.key, reason)]
+            row.times = sum(self._rows[at].times for at in same)
+            self._delete(at for at in same if at != position)
+
+
+@caught_by("test_a_letter_that_is_retried_and_rejected_again_counts_on")
+class ForgetsTheTimesOfWhatIsRetried(MemoryOutbox):
+    """Begins to count again."""
+
+    def retry(self, positions: Iterable[int]) -> int:
+        done = super().retry(positions)
+        for row in self._rows.values():
+            row.times = row.times if row.reason else 0
+        return done
+
+
+@caught_by("test_a_letter_says_since_when")
+class KnowsTheLastRejectionOnly(MemoryOutbox):
+    """Says that what fails every day fails since today."""
+
+    def _bury(self, position: int, reason: str, now: datetime) -> None:
+        super()._bury(position, reason, now)
+        for row in self._rows.values():
+            row.first_rejected_at = row.rejected_at
