@@ -17,6 +17,8 @@ from support.producer import BATCH, COUNT, After, Producer
 from support.servers import Server
 from support.streams import Worker, city_ids
 
+pytestmark = pytest.mark.slow
+
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 RULE = re.findall(r"^ACL SETUSER owm on >PASSWORD (.+)$", README, re.MULTILINE)[0]
 COMMANDS = re.findall(r"\+\S+", RULE)
@@ -143,7 +145,6 @@ def test_a_limit_is_known_though_memory_is_not(producer: Producer, own_server: S
 # -- owm-outbox check
 
 
-@pytest.mark.slow
 def test_check_lists_what_is_missing(own_server: Server, admin: Any, stream: str, tmp_path: Path) -> None:
     """``check sink`` ends with 78 and the rules to grant."""
     _grant(admin, _minimal(stream, without="+xtrim").replace("+hset ", ""))
@@ -152,7 +153,6 @@ def test_check_lists_what_is_missing(own_server: Server, admin: Any, stream: str
     assert outcome.line.endswith("the user lacks rights: grant them with ACL SETUSER worker +hset +xtrim")
 
 
-@pytest.mark.slow
 def test_check_says_what_it_needs_beyond_delivery(own_server: Server, admin: Any, stream: str, tmp_path: Path) -> None:
     """A user who may deliver, but not make the scratch stream, is told so; with these rights every promise holds."""
     _grant(admin, _minimal(stream))
