@@ -253,9 +253,9 @@ class GivesPositionsBeforeTheyShow(_Unguarded):
         self.overtaken = threading.Event()
 
     def store(self, entries: Sequence[NewEntry], **rest: Any) -> Stored:
-        if not self.is_held_up(1):
-            return super().store(entries, **rest)
-        with self._mutex:
+        with self._mutex:  # from the choice on: a position that is the last one is never overtaken
+            if not self.is_held_up(1):
+                return super().store(entries, **rest)
             stored = super().store(entries, **rest)
             late = {self._last: self._rows.pop(self._last)}
             self.late = self._last
