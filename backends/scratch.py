@@ -36,11 +36,12 @@ def jsonl(url: URL) -> Iterator[Destination]:
         path = Path(folder) / "tasks.jsonl"
 
         def unreachable() -> Sink:
-            sink = JsonLinesSink(Path(folder) / "unmounted" / "tasks.jsonl")
-            (Path(folder) / "unmounted").rmdir()
+            unmounted = Path(folder) / "unmounted"
+            unmounted.mkdir()
+            sink = JsonLinesSink(unmounted / "tasks.jsonl")
+            unmounted.rmdir()
             return sink
 
-        (Path(folder) / "unmounted").mkdir()
         yield Destination(
             open=lambda: JsonLinesSink(path),
             payloads=lambda: path.read_bytes().splitlines() if path.exists() else [],

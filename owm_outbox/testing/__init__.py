@@ -27,6 +27,9 @@ tests for it are then skipped, with the reason. Look at these reasons: a sink wh
 ``interruptible``, no ``remote``) may lose tasks and pass all the same. `full_disk`, `cut_requests` and
 `lose_replies` are failures that suit many.
 
+What is durable is also killed: some tests fork this process, open the backend in the child, and kill that with SIGKILL
+at one call after the other.
+
 So that ``owm-outbox check`` can run a contract against a live URL, register a function in the entry-point group
 ``owm_outbox.scratch_sinks`` or ``owm_outbox.scratch_outboxes``, under the name of your scheme: it takes the `URL` and
 returns a context manager of a `Destination`, or of a function such as ``open_outbox``, next to what the URL names.

@@ -23,7 +23,8 @@ class Destination:
     :param poison: a payload that is never taken.
     :param interrupt: makes a block within which sending 20 entries fails midway, as on a full disk or when a
         connection is cut.
-    :param unreachable: opens a sink whose target cannot be reached, such as a port at which nothing listens.
+    :param unreachable: opens a sink whose target cannot be reached, such as a port at which nothing listens; called
+        several times.
     :param lose: loses all entries that it holds, as when somebody deletes the target, but not what is stored elsewhere.
     """
 

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import uuid
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
 
 import pytest
 
-from owm_outbox.errors import OutboxInvalid, OutboxLocked, OutboxUnavailable
+from owm_outbox.errors import OutboxLocked
 from owm_outbox.outbox import Outbox
 from owm_outbox.task import Entry
 from owm_outbox.testing.outbox_fixtures import JOB, OpenOutbox, OutboxFixtures, bad_records, mark_at, store
 from owm_outbox.testing.parcels import Parcel, numbers
-from owm_outbox.testing.processes import holding_the_lock, killed_at_random
+from owm_outbox.testing.processes import holding_the_lock
 from owm_outbox.testing.threads import in_threads
 
 __all__ = ["OutboxSharing"]
 
-_KILLS = 30
-_PAGE = 20
-
 
 class OutboxSharing(OutboxFixtures):
-    """One relay at a time, any number of writers, and nothing that a crash could tear apart."""
+    """One relay at a time, and any number of writers."""
 
     # the lock
 
@@ -157,58 +151,10 @@ class OutboxSharing(OutboxFixtures):
                 more = more or bool(entries)
 
         in_threads(len(appending) + 1, work)
+        missed = set(numbers(outbox.read(0, 1000))).difference(numbers(seen))
+        assert not missed, (
+            f"{len(missed)} entries appeared at positions that the reader had passed ({sorted(missed)[:5]}): does each "
+            "position become readable only after all lower ones?"
+        )
         assert seen == list(outbox.read(0, 1000))
         assert sorted(numbers(seen)) == [worker * 100 + number for worker in range(3) for number in range(20)]
-
-    # a failure
-
-    def test_a_store_that_fails_stores_nothing(
-        self, outbox: Outbox, failing: Callable[[], AbstractContextManager[object]]
-    ) -> None:
-        """What cannot be stored raises OutboxUnavailable or OutboxInvalid, and changes neither entries nor run."""
-        run = outbox.start_run(JOB)
-        store(outbox, run.id, 1, checkpoint=b"one")
-        before = outbox.stats()
-        with failing(), pytest.raises((OutboxUnavailable, OutboxInvalid)):
-            store(outbox, run.id, *range(2, 22), checkpoint=b"two", invalid=bad_records(50))
-        assert outbox.stats() == before
-        assert numbers(outbox.read(0, 100)) == [1]
-
-    def test_a_store_that_failed_can_be_repeated(
-        self, outbox: Outbox, failing: Callable[[], AbstractContextManager[object]]
-    ) -> None:
-        """Once the trouble is over, the same page can be stored by the same object."""
-        run = outbox.start_run(JOB).id
-        with failing(), suppress(OutboxUnavailable, OutboxInvalid):
-            store(outbox, run, *range(20), checkpoint=b"here")
-        assert store(outbox, run, *range(20), checkpoint=b"here").new == 20
-        assert numbers(outbox.read(0, 100)) == list(range(20))
-
-    def test_pages_are_whole_after_a_kill(self, open_outbox: OpenOutbox) -> None:
-        """Killed with SIGKILL at any moment, an outbox has whole pages, and all whose append had returned."""
-        self.capabilities.need("durable")
-
-        def extract(finish_step: Callable[[], None]) -> None:
-            with open_outbox() as outbox:
-                run = outbox.start_run(JOB)
-                first = int(run.checkpoint or 0)
-                for page in range(first, first + 50):
-                    keys = range(_PAGE * page, _PAGE * (page + 1))
-                    store(outbox, run.id, *keys, checkpoint=b"%d" % (page + 1), invalid=bad_records(-1 - page))
-                    finish_step()
-
-        with open_outbox():
-            pass
-        chance, before = random.Random(20), 0  # noqa: S311 - chooses moments
-        for _ in range(_KILLS):
-            finished = killed_at_random(extract, chance)
-            with open_outbox() as outbox:
-                pages = int(outbox.start_run(JOB).checkpoint or 0)
-                stats = outbox.stats()
-                assert pages >= before + finished, "a page whose append had returned was lost"
-                assert numbers(outbox.read(0, 100_000)) == list(range(_PAGE * pages)), (
-                    f"the checkpoint says {pages} pages: are the entries and the checkpoint stored in one transaction?"
-                )
-                assert (stats.dead, stats.runs[0].unusable) == (pages, pages)
-                assert stats.runs[0].extracted == _PAGE * pages
-            before = pages

@@ -1,4 +1,4 @@
-"""Other processes: one that holds a lock, and one that is killed at a random moment."""
+"""Other processes: one that holds a lock, ones that are killed, and one that must end in time."""
 
 from __future__ import annotations
 
@@ -11,41 +11,82 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from owm_outbox.outbox import Outbox
 
-__all__ = ["holding_the_lock", "killed_at_random"]
+__all__ = ["PATIENCE", "Child", "Work", "ends_in_time", "holding_the_lock", "killed_at_random"]
 
-_PATIENCE = 30.0  # seconds in which another process must have done something
+Work = Callable[[Callable[[], None]], None]
+"""What another process does. It calls its argument after each step, and must not use what the caller has open."""
 
-
-def _fork(work: Callable[[Callable[[], None]], None]) -> tuple[int, int]:
-    """Run ``work`` in another process; return its id, and a pipe with one byte for each call of work's argument."""
-    ours, theirs = os.pipe()
-    with warnings.catch_warnings():
-        # A fork next to threads is deprecated, but a function that opens a backend cannot be sent to a process that
-        # starts otherwise.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            os.close(ours)
-            work(lambda: (os.write(theirs, b"."), None)[1])
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-            sys.stderr.flush()
-        finally:
-            os._exit(code)  # whatever happened: the rest of the tests is the parent's
-    os.close(theirs)
-    return pid, ours
+PATIENCE = 30.0  # seconds in which another process must have done something
 
 
-def _kill(pid: int) -> int:
-    os.kill(pid, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+class Child:
+    """A process that does some work, and tells what came of it."""
+
+    def __init__(self, work: Work) -> None:
+        self._pipe, theirs = os.pipe()
+        with warnings.catch_warnings():
+            # A fork next to threads is deprecated, but a function that opens a backend cannot be sent to a process
+            # that starts otherwise.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._pid = os.fork()
+        if self._pid == 0:
+            os.close(self._pipe)
+            _do(work, theirs)
+        os.close(theirs)
+        self._said = b""
+
+    def finishes_a_step(self, within: float = PATIENCE) -> bool:
+        """Wait for the end of a step, and return whether there was one."""
+        if not select.select([self._pipe], [], [], within)[0]:
+            return False
+        said = os.read(self._pipe, 1)
+        self._said += said
+        return said == b"."
+
+    def ends(self, within: float) -> bool:
+        """Wait for the end of the work, and return whether it came in time."""
+        until = time.monotonic() + within
+        while select.select([self._pipe], [], [], max(0.0, until - time.monotonic()))[0]:
+            said = os.read(self._pipe, 2**16)
+            self._said += said
+            if not said:
+                return True
+        return False
+
+    def signal(self, signum: int) -> None:
+        """Send it a signal."""
+        os.kill(self._pid, signum)
+
+    def end(self, *, kill: bool = True) -> int:
+        """Kill it, or wait for its end; return how many steps it finished.
+
+        It fails the test if the work raised something.
+        """
+        if kill:
+            self.signal(signal.SIGKILL)
+        while said := os.read(self._pipe, 2**16):
+            self._said += said
+        os.close(self._pipe)
+        os.waitpid(self._pid, 0)
+        steps, _, error = self._said.partition(b"!")
+        assert not error, f"another process that was to continue failed: {error.decode()}"
+        return steps.count(b".")
+
+
+def _do(work: Work, pipe: int) -> None:
+    """Do the work in the child: a dot per step, what it raised, and nothing of what the tests would do next."""
+    try:
+        work(lambda: (os.write(pipe, b"."), None)[1])
+    except BaseException as error:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os.write(pipe, f"!{type(error).__name__}: {error}".encode()[:2000])
+    finally:
+        os._exit(0)
 
 
 @contextmanager
@@ -58,40 +99,42 @@ def holding_the_lock(open_outbox: Callable[[], Outbox]) -> Iterator[Callable[[],
             while True:
                 signal.pause()
 
-    pid, pipe = _fork(hold)
-    alive = [pid]
+    alive = [Child(hold)]
 
     def kill() -> None:
-        _kill(alive.pop())
+        alive.pop().end()
 
     try:
-        assert os.read(pipe, 1), "the other process could not take the lock"
+        assert alive[0].finishes_a_step(), "another process could not take the lock"
         yield kill
     finally:
-        os.close(pipe)
         if alive:
             kill()
 
 
-def killed_at_random(work: Callable[[Callable[[], None]], None], chance: random.Random) -> int:
-    """Run ``work`` in another process, kill it with SIGKILL in the middle of a step, and return how many it finished.
+def killed_at_random(work: Work, chance: random.Random) -> int:
+    """Have the work done, kill it with SIGKILL in the middle of a step, and return how many it finished.
 
-    ``work`` calls its argument after each step, and may return. It must not use what the calling process has open.
     The moment is a random one within one of the first steps, which are taken to last as long as the one before.
     """
-    pid, pipe = _fork(work)
-    code, finished = None, 0
-    try:
-        took, began = 0.0, time.monotonic()
-        for _ in range(2 + chance.randrange(4)):
-            if not (select.select([pipe], [], [], _PATIENCE)[0] and os.read(pipe, 1)):
-                break  # it ended, or hangs
-            finished += 1
-            took, began = time.monotonic() - began, time.monotonic()
-        time.sleep(chance.random() * min(took, 1.0))
-    finally:
-        code = _kill(pid)
-        finished += sum(len(more) for more in iter(lambda: os.read(pipe, 100), b""))
-        os.close(pipe)
-    assert code in (0, -signal.SIGKILL), f"the other process failed with {code}: what it raised is on stderr"
-    return finished
+    child = Child(work)
+    took, began = 0.0, time.monotonic()
+    for _ in range(2 + chance.randrange(4)):
+        if not child.finishes_a_step():
+            break  # it ended, or hangs
+        took, began = time.monotonic() - began, time.monotonic()
+    time.sleep(chance.random() * min(took, 1.0))
+    return child.end()
+
+
+def ends_in_time(work: Callable[[], object], seconds: float) -> bool:
+    """Return whether this work, done in another process, ends within this time, however it ends."""
+
+    def do(_: Callable[[], None]) -> None:
+        with suppress(Exception):  # what it raises is not what is asked here
+            work()
+
+    child = Child(do)
+    in_time = child.ends(seconds)
+    child.end()
+    return in_time

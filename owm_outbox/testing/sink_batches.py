@@ -47,15 +47,18 @@ class SinkBatches(SinkFixtures):
             sink.send(batch)
         held = list(destination.payloads())
         assert len(held) == 1000, f"two batches of 500 entries were sent, but {len(held)} entries are held"
-        assert held == payloads(*batches)
+        assert held == payloads(*batches), "entries are held in another order, or changed"
 
-    def test_a_batch_of_many_entries_is_held(self, destination: Destination, sink: Sink, outbox_id: str) -> None:
-        """A relay may be told to send thousands of entries per batch: each of them is there."""
-        batch = parcel_batch(outbox_id, 0, _ENTRIES)
-        sink.send(batch)
+    def test_batches_of_many_entries_are_held(self, destination: Destination, sink: Sink, outbox_id: str) -> None:
+        """A relay may be told to send thousands of entries per batch: each of them is there, and stays there."""
+        batches = parcel_batches(outbox_id, _ENTRIES, _ENTRIES)
+        for batch in batches:
+            sink.send(batch)
         held = list(destination.payloads())
-        assert len(held) == _ENTRIES, f"one batch of {_ENTRIES} entries was sent, but {len(held)} entries are held"
-        assert held == payloads(batch)
+        assert len(held) == 2 * _ENTRIES, (
+            f"two batches of {_ENTRIES} entries were sent, but {len(held)} entries are held"
+        )
+        assert held == payloads(*batches), "entries are held in another order, or changed"
 
     def test_the_largest_batch_is_held(self, destination: Destination, sink: Sink, outbox_id: str) -> None:
         """A batch of large tasks has up to 8 MiB of payload: all of it is there."""

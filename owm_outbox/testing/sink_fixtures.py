@@ -23,6 +23,12 @@ class SinkFixtures:
 
     capabilities: ClassVar[Capabilities] = Capabilities()
 
+    patience: ClassVar[float] = 10.0
+    """Seconds within which a sink whose target cannot be reached must have given up, when it is told to."""
+
+    settling: ClassVar[float] = 2.0
+    """Seconds for which a server may still be at work on what a client sent that was killed."""
+
     @pytest.fixture
     def destination(self) -> Destination:
         """Give the destination, new and empty; every subclass has its own."""

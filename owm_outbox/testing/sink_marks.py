@@ -12,9 +12,13 @@ from owm_outbox.sink import Sink
 from owm_outbox.task import Mark
 from owm_outbox.testing.destination import Destination
 from owm_outbox.testing.parcels import parcel_batch, parcel_batches, parcel_mark, payloads
+from owm_outbox.testing.refusal import Refusal
 from owm_outbox.testing.sink_fixtures import SinkFixtures, needs_mark
 
 __all__ = ["SinkMarks"]
+
+_MANY = 5_000
+_OUTBOXES = 150
 
 _ODD = (
     "1 5ca1ab1e task",
@@ -86,6 +90,21 @@ class SinkMarks(SinkFixtures):
         assert conflict.value.held == batch.mark
         assert list(destination.payloads()) == payloads(batch)
         assert sink.mark(outbox_id) == batch.mark
+
+    @needs_mark
+    def test_a_large_batch_sent_again_is_refused_whole(
+        self, destination: Destination, sink: Sink, outbox_id: str
+    ) -> None:
+        """However many entries a batch has, its mark is stored with it, and compared before it is taken."""
+        batch = parcel_batch(outbox_id, 0, _MANY)
+        sink.send(batch)
+        held = sink.mark(outbox_id)
+        assert held == batch.mark, f"a batch of {_MANY} entries was sent, but its mark is not held: {held!r} is"
+        with Refusal(f"a batch of {_MANY} entries that is held was sent again", MarkConflict) as refusal:
+            sink.send(batch)
+        assert refusal.error.held == batch.mark
+        count = len(destination.payloads())
+        assert count == _MANY, f"a batch of {_MANY} entries was sent twice, and {count} entries are held"
 
     @needs_mark
     def test_an_overlapping_batch_is_refused_whole(self, destination: Destination, sink: Sink, outbox_id: str) -> None:
@@ -162,6 +181,15 @@ class SinkMarks(SinkFixtures):
         for batch in batches:
             sink.send(batch)
         assert [sink.mark(outbox_id) for outbox_id in ids] == [batch.mark for batch in batches]
+
+    @needs_mark
+    def test_marks_of_many_outboxes_are_kept(self, sink: Sink) -> None:
+        """Every outbox that ever delivered here may come back: no mark makes room for another one."""
+        ids = [str(uuid.uuid4()) for _ in range(_OUTBOXES)]
+        for outbox_id in ids:
+            sink.send(parcel_batch(outbox_id, 0, 1))
+        lost = sum(sink.mark(outbox_id) != parcel_mark(outbox_id, 1) for outbox_id in ids)
+        assert not lost, f"{_OUTBOXES} outboxes delivered, and the marks of {lost} of them are no longer held"
 
     @needs_mark
     def test_a_mark_whose_entries_were_lost_is_not_held(self, destination: Destination, outbox_id: str) -> None:

@@ -8,12 +8,16 @@ from contextlib import AbstractContextManager, suppress
 import pytest
 
 from owm_outbox.errors import EntriesRejected, SinkFull, SinkUnavailable
-from owm_outbox.sink import Sink
+from owm_outbox.sink import Sink, pausing_with
 from owm_outbox.testing.destination import Destination
 from owm_outbox.testing.parcels import batch_of, parcel_batch, parcel_batches, payloads
+from owm_outbox.testing.processes import ends_in_time
+from owm_outbox.testing.refusal import Refusal
 from owm_outbox.testing.sink_fixtures import SinkFixtures, needs_mark
 
 __all__ = ["SinkRefusals"]
+
+_USUAL = 500
 
 Interrupt = Callable[[], AbstractContextManager[object]]
 
@@ -93,6 +97,17 @@ class SinkRefusals(SinkFixtures):
         sink.send(rest)
         assert list(destination.payloads()) == payloads(rest) == payloads(good)[::2]
 
+    def test_poison_far_into_a_batch_is_named(
+        self, destination: Destination, sink: Sink, outbox_id: str, poison: bytes
+    ) -> None:
+        """Wherever in a batch of the usual size the poison is, it is named, and nothing of the batch is taken."""
+        good = parcel_batch(outbox_id, 0, _USUAL)
+        entries = [entry._replace(payload=poison) if entry.position == _USUAL - 1 else entry for entry in good.entries]
+        with Refusal(f"entry {_USUAL - 1} of {_USUAL} is poison", EntriesRejected) as refusal:
+            sink.send(batch_of(outbox_id, 0, entries))
+        assert list(refusal.error.reasons) == [_USUAL - 1]
+        assert list(destination.payloads()) == []
+
     # a failure midway
 
     @pytest.fixture
@@ -116,7 +131,7 @@ class SinkRefusals(SinkFixtures):
         """What fails midway raises SinkUnavailable, or SinkFull; no error of the storage itself, and not nothing."""
         first, second = parcel_batches(outbox_id, 3, 20)
         sink.send(first)
-        with failing(), pytest.raises((SinkUnavailable, SinkFull)):
+        with failing(), Refusal("sending failed midway", SinkUnavailable, SinkFull):
             sink.send(second)
 
     def test_a_send_that_fails_takes_all_or_nothing(
@@ -143,33 +158,79 @@ class SinkRefusals(SinkFixtures):
             sink.send(second)
         if sink.mark(outbox_id) != second.mark:
             sink.send(second)
-        assert list(destination.payloads()) == payloads(first, second)
+        held = list(destination.payloads())
+        assert len(held) == 23, f"after a failure, {len(held)} entries are held instead of 23"
+        assert held == payloads(first, second)
+
+    @needs_mark
+    def test_after_a_failure_the_mark_is_asked_for_anew(
+        self, destination: Destination, sink: Sink, outbox_id: str, failing: Interrupt
+    ) -> None:
+        """What a sink knew when a send failed may no longer be so: another one may have sent since."""
+        first, second = parcel_batches(outbox_id, 3, 20)
+        sink.send(first)
+        with failing(), suppress(SinkUnavailable, SinkFull):
+            sink.send(second)
+        with destination.open() as other:
+            if other.mark(outbox_id) != second.mark:
+                other.send(second)
+        held = sink.mark(outbox_id)
+        assert held == second.mark, f"another sink sent a batch since, but this one still says that it holds {held!r}"
 
     # nobody there
 
     @pytest.fixture
     def unreachable(self, destination: Destination) -> Callable[[], Sink]:
-        """Give a function that opens a sink whose target cannot be reached."""
+        """Give a function that opens a sink whose target cannot be reached, once it is known to keep nobody waiting."""
         self.capabilities.need("remote")
-        assert destination.unreachable is not None, "Capabilities(remote=True) needs Destination.unreachable"
-        return destination.unreachable
+        opened = destination.unreachable
+        assert opened is not None, "Capabilities(remote=True) needs Destination.unreachable"
+
+        def use() -> None:
+            with pausing_with(lambda _: False):
+                with suppress(SinkUnavailable), opened() as sink:
+                    sink.mark("nobody")
+                with opened() as sink:
+                    sink.send(parcel_batch("nobody", 0, 3))
+
+        def open_one() -> Sink:
+            assert ends_in_time(use, self.patience), (
+                f"the target cannot be reached, and mark and send did not end within {self.patience:g} s although "
+                "owm_outbox.pause returned False: wait with it instead of time.sleep, and give each attempt a timeout"
+            )
+            return opened()
+
+        return open_one
 
     def test_an_unreachable_sink_can_be_opened(self, unreachable: Callable[[], Sink]) -> None:
         """A target that is down is not a mistake in the URL, so that a job is extracted all the same."""
         with suppress(SinkUnavailable), unreachable():
             pass
 
+    def test_an_unreachable_sink_can_be_closed(self, unreachable: Callable[[], Sink]) -> None:
+        """Closing raises nothing: a run whose tasks wait in the outbox is over by then, and has said how it ended."""
+        with suppress(SinkUnavailable):
+            sink = unreachable()
+            with suppress(SinkUnavailable):
+                sink.mark("nobody")
+            try:
+                sink.close()
+            except Exception as error:
+                pytest.fail(f"the target cannot be reached, and close raised {type(error).__name__}: {error}")
+
     def test_an_unreachable_sink_takes_nothing(self, unreachable: Callable[[], Sink], outbox_id: str) -> None:
         """If the target cannot be reached, send raises SinkUnavailable, so that the relay tries again later."""
-        with pytest.raises(SinkUnavailable), unreachable() as sink:
+        with Refusal("the target cannot be reached", SinkUnavailable), unreachable() as sink:
             sink.send(parcel_batch(outbox_id, 0, 3))
+
+    def test_an_unreachable_sink_gives_up_when_told(self, unreachable: Callable[[], Sink]) -> None:
+        """Attempts end within seconds when `owm_outbox.pause` returns False: a stop and an extraction do not wait."""
+        with suppress(SinkUnavailable), unreachable():  # which tries
+            pass
 
     @needs_mark
     def test_an_unreachable_sink_does_not_know_its_mark(self, unreachable: Callable[[], Sink], outbox_id: str) -> None:
         """If the target cannot be reached, mark raises SinkUnavailable: "" would mean that it holds nothing."""
-        try:
-            with unreachable() as sink:
-                held = sink.mark(outbox_id)
-        except SinkUnavailable:
-            return
-        pytest.fail(f"the target cannot be reached, but the sink says that it holds {held!r}")
+        with Refusal("the target cannot be reached", SinkUnavailable), unreachable() as sink:
+            held = sink.mark(outbox_id)
+            pytest.fail(f"the target cannot be reached, but the sink says that it holds {held!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -28,15 +29,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
-    """Run the honest kits whole, and of each broken one the test that must catch it."""
+def outcomes(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Outcomes:
+    """Run the honest kits whole, and of each broken one the test that must catch it; once, whoever asks first."""
+    folder = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        folder = folder.parent  # which all workers of a session share
+    with (folder / "kits.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = folder / "kits.xml"
+        if not found.exists():
+            _run(tmp_path_factory.mktemp("kits")).rename(found)
+    return _read(found)
+
+
+def _run(folder: Path) -> Path:
     wanted = [*kits.WHOLE, *(f"Kit{backend.__name__}::{test}" for backend, test in CAUGHT_BY.items())]
-    folder = tmp_path_factory.mktemp("kit")
     tests = Path(__file__).parent.parent
     (folder / "pytest.ini").write_text(f"[pytest]\npython_classes = Kit\npythonpath = {tests}\n")
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", "-q", "--tb=line", "-p", "no:cacheprovider", "--noconftest"),
+            *(sys.executable, "-m", "pytest", "-q", "-n", "2", "--tb=line", "-p", "no:cacheprovider", "--noconftest"),
             *("-c", str(folder / "pytest.ini"), "--rootdir", str(folder), "--basetemp", str(folder / "tmp")),
             *("--import-mode", "importlib", "--junitxml", str(folder / "outcomes.xml")),
             *(f"{kits.__file__}::{one}" for one in wanted),
@@ -45,11 +57,15 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
         capture_output=True,
         text=True,
         check=False,
-        timeout=110,
+        timeout=280,
     )
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout[-2000:] + done.stderr
+    return folder / "outcomes.xml"
+
+
+def _read(path: Path) -> Outcomes:
     found: Outcomes = {kit: {} for kit in (*kits.WHOLE, *kits.BROKEN)}
-    for case in ET.parse(folder / "outcomes.xml").iter("testcase"):  # noqa: S314 - written by our own pytest
+    for case in ET.parse(path).iter("testcase"):  # noqa: S314 - written by our own pytest
         kit = case.attrib["classname"].rpartition(".")[2]
         verdict: Outcome = ("passed", "")
         for child in case:

@@ -75,14 +75,28 @@ class DropsWhatIsBeyond(HonestSink):
         return super().payloads(batch)[: self.limit]
 
 
-@caught_by("test_batches_of_the_usual_size_are_held")
+@caught_by("test_batches_of_the_usual_size_are_held", "two batches of 500 entries were sent, but 40 entries are held")
 class DropsWhatIsBeyond20(DropsWhatIsBeyond):
     """Drops whatever is beyond 20 entries of a batch."""
 
     limit = 20
 
 
-@caught_by("test_batches_of_the_usual_size_are_held")
+@caught_by("test_batches_of_the_usual_size_are_held", "two batches of 500 entries were sent, but 120 entries are held")
+class DropsWhatIsBeyond60(DropsWhatIsBeyond):
+    """Drops whatever is beyond 60 entries of a batch."""
+
+    limit = 60
+
+
+@caught_by("test_batches_of_the_usual_size_are_held", "two batches of 500 entries were sent, but 200 entries are held")
+class DropsWhatIsBeyond100(DropsWhatIsBeyond):
+    """Drops whatever is beyond 100 entries of a batch."""
+
+    limit = 100
+
+
+@caught_by("test_batches_of_the_usual_size_are_held", "two batches of 500 entries were sent, but 400 entries are held")
 class DropsWhatIsBeyond200(DropsWhatIsBeyond):
     """Drops whatever is beyond 200 entries of a batch."""
 
@@ -105,14 +119,14 @@ class InsertsInParallel(HonestSink):
         return [payload for at in range(0, len(whole), 100)[::-1] for payload in whole[at : at + 100]]
 
 
-@caught_by("test_a_batch_of_many_entries_is_held")
+@caught_by("test_batches_of_many_entries_are_held")
 class DropsWhatIsBeyond1024(DropsWhatIsBeyond):
     """Drops whatever is beyond 1,024 entries of a batch."""
 
     limit = 1024
 
 
-@caught_by("test_a_batch_of_many_entries_is_held")
+@caught_by("test_batches_of_many_entries_are_held")
 class SendsManyTwice(HonestSink):
     """Writes in chunks of 1,000, and begins each at the last entry of the one before."""
 

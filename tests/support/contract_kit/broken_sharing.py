@@ -71,7 +71,7 @@ class ChecksThenActs(HonestSink):
             self.take(batch)
 
 
-@caught_by("test_two_at_once_add_a_batch_once")
+@caught_by("test_two_at_once_add_a_batch_once", "are the entries and the mark stored in one transaction")
 class ComparesBeforeItsTransaction(LedgerSink):
     """Reads the mark, and begins a transaction only for what it writes."""
 
@@ -127,7 +127,7 @@ class ClosesOnce(HonestSink):
 # a process that is killed
 
 
-@caught_by("test_entries_and_mark_agree_after_a_kill")
+@caught_by("test_entries_and_mark_agree_after_a_kill", "are the entries and the mark stored in one transaction")
 class CommitsTheMarkAfterTheEntries(LedgerSink):
     """Commits the entries, and its mark in a second transaction, with a lock around both."""
 
@@ -253,7 +253,10 @@ class TakesAnOutageForAMistake(HonestSink):
             raise ConfigurationError("check the address")
 
 
-@caught_by("test_an_unreachable_sink_does_not_know_its_mark")
+@caught_by(
+    "test_an_unreachable_sink_does_not_know_its_mark",
+    "the target cannot be reached, but the sink says that it holds ''",
+)
 class HoldsNothingWhenUnreachable(HonestSink):
     """Says that it holds nothing if the target cannot be reached: all would be sent again."""
 
@@ -261,7 +264,10 @@ class HoldsNothingWhenUnreachable(HonestSink):
         return super().mark(outbox_id) if self.shelf.reachable else ""
 
 
-@caught_by("test_an_unreachable_sink_does_not_know_its_mark")
+@caught_by(
+    "test_an_unreachable_sink_does_not_know_its_mark",
+    "the target cannot be reached, but the sink says that it holds None",
+)
 class CannotTellWhenUnreachable(HonestSink):
     """Says that it holds no marks if the target cannot be reached: the relay would take its word for a while."""
 

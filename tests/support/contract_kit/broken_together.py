@@ -243,7 +243,7 @@ class GivesAPositionTwice(_Unguarded):
         return super().store(entries, **rest)
 
 
-@caught_by("test_nothing_appears_behind_a_reader")
+@caught_by("test_nothing_appears_behind_a_reader", "1 entries appeared at positions that the reader had passed")
 class GivesPositionsBeforeTheyShow(_Unguarded):
     """Gives a position when a store begins, and shows the entry when it ends, as sequences of databases do."""
 
@@ -327,7 +327,7 @@ class RemembersKeysOfAFailure(HastySqliteOutbox):
         return stored._replace(duplicates=stored.duplicates + len(entries) - len(new))
 
 
-@caught_by("test_pages_are_whole_after_a_kill")
+@caught_by("test_pages_are_whole_after_a_kill", "are the entries and the checkpoint stored in one transaction")
 class CommitsTheCheckpointAfterTheTasks(HastySqliteOutbox):
     """Commits tasks, and the checkpoint in a second transaction."""
 

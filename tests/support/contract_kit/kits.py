@@ -15,7 +15,9 @@ from owm_outbox.testing import Capabilities, Destination, OutboxContract, SinkCo
 from owm_outbox_backends.memory import MemoryOutbox
 
 from support.contract_kit import (  # noqa: F401 - each registers its broken backends
+    broken_at_size,
     broken_batches,
+    broken_by_kills,
     broken_entries,
     broken_keys,
     broken_letters,
@@ -24,8 +26,10 @@ from support.contract_kit import (  # noqa: F401 - each registers its broken bac
     broken_runs,
     broken_sharing,
     broken_together,
+    broken_when_down,
 )
 from support.contract_kit.ledger import LedgerSink, ledger_payloads, lose_ledger
+from support.contract_kit.lines import LinesSink
 from support.contract_kit.outboxes import Clock, HastySqliteOutbox
 from support.contract_kit.registry import CAUGHT_BY
 from support.contract_kit.shelf import POISON, HonestSink, Shelf
@@ -37,6 +41,7 @@ class KitShelfContract(SinkContract):
     """The contract of a sink on a shelf: in memory."""
 
     capabilities = Capabilities(durable=False, bounded=True, rejects=True, interruptible=True, remote=True)
+    patience = 2.0
     backend: type[HonestSink] = HonestSink
 
     @pytest.fixture
@@ -66,6 +71,7 @@ class KitLedgerContract(SinkContract):
     """The contract of a sink in a database."""
 
     capabilities = Capabilities(remote=True, notices_loss=True)
+    settling = 0.1
     backend: type[LedgerSink] = LedgerSink
 
     @pytest.fixture
@@ -81,6 +87,24 @@ class KitLedgerContract(SinkContract):
             payloads=lambda: ledger_payloads(path),
             unreachable=unreachable,
             lose=lambda: lose_ledger(path),
+        )
+
+
+class KitLinesContract(SinkContract):
+    """The contract of a sink that holds no marks: in a file."""
+
+    capabilities = Capabilities(holds_mark=False, interruptible=True, remote=True)
+    backend: type[LinesSink] = LinesSink
+
+    @pytest.fixture
+    def destination(self, tmp_path: Path) -> Destination:
+        """Deliver to the file."""
+        path = tmp_path / "lines"
+        return Destination(
+            open=lambda: self.backend(path),
+            payloads=lambda: path.read_bytes().splitlines() if path.exists() else [],
+            interrupt=lambda: full_disk(path),
+            unreachable=lambda: self.backend(tmp_path / "unmounted" / "lines"),
         )
 
 
@@ -145,10 +169,10 @@ class KitOfLittle(KitShelfContract):
 class KitOfEmptyPromises(KitLedgerContract):
     """A sink that says it can do what its destination has nothing for."""
 
-    capabilities = Capabilities(bounded=True, rejects=True, interruptible=True)
+    capabilities = Capabilities(durable=False, bounded=True, rejects=True, interruptible=True)
 
 
-HONEST: list[Any] = [KitShelfContract, KitLedgerContract, KitSqliteContract, KitMemoryContract]
+HONEST: list[Any] = [KitShelfContract, KitLedgerContract, KitLinesContract, KitSqliteContract, KitMemoryContract]
 
 
 def kit_of(backend: type) -> type:

@@ -6,19 +6,23 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["CAUGHT_BY", "caught_by", "sync"]
+__all__ = ["CAUGHT_BY", "SAYS", "caught_by", "sync"]
 
 C = TypeVar("C", bound=type)
 
 CAUGHT_BY: dict[type, str] = {}
 """The contract's test that must fail, by broken backend."""
 
+SAYS: dict[type, str] = {}
+"""What its message must say, for flaws that are hard to see."""
 
-def caught_by(test: str) -> Callable[[C], C]:
-    """Name the test that must fail with this backend."""
+
+def caught_by(test: str, says: str = "") -> Callable[[C], C]:
+    """Name the test that must fail with this backend, and words that lead its author to the flaw."""
 
     def note(cls: C) -> C:
         CAUGHT_BY[cls] = test
+        SAYS[cls] = says
         return cls
 
     return note
