@@ -20,7 +20,7 @@ class JsonLinesSink(Sink):
     """Appends each task's JSON as a line: ``jsonl:-`` is stdout, ``jsonl:/path`` a file (synced per batch).
 
     It cannot tell its mark: delivery is at least once. A batch that cannot be written whole to a file is taken back,
-    so that no half line stays.
+    so that no half line stays; one that a killed process left is ended before the next batch.
 
     :param path: ``-`` for stdout; else a file, created if need be, appended to. Its folder must exist.
     """
@@ -57,8 +57,10 @@ class JsonLinesSink(Sink):
 
     def _append(self, lines: bytes) -> None:
         try:
-            with self._path.open("ab", buffering=0) as file:
+            with self._path.open("a+b", buffering=0) as file:
                 start = file.tell()
+                if start and os.pread(file.fileno(), 1, start - 1) != b"\n":
+                    lines = b"\n" + lines  # or the first task would become part of a half line
                 try:
                     written = file.write(lines)
                     if written != len(lines):

@@ -157,3 +157,13 @@ def test_a_wrong_url_is_refused(url: str) -> None:
     """A URL without a file, with a host, an option, or a folder that does not exist."""
     with pytest.raises(ConfigurationError):
         JsonLinesSink.from_url(URL(url))
+
+
+def test_half_a_line_spoils_no_task(tmp_path: Path) -> None:
+    """A line that a killed process left unfinished is ended first, so that the next task is a line of its own."""
+    path, sent = tmp_path / "tasks.jsonl", batch(2)
+    path.write_bytes(b'{"n":0}\n{"n":')
+    with JsonLinesSink(path) as sink:
+        sink.send(sent)
+        sink.send(sent)
+    assert path.read_bytes().splitlines() == [b'{"n":0}', b'{"n":', *lines(sent), *lines(sent)]
