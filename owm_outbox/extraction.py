@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from owm_outbox.run import Run
 
 __all__ = ["Extraction"]
 
+log = logging.getLogger("owm_outbox.relay")
+
 
 class Extraction:
     """One call's way from a job to the outbox."""
@@ -20,6 +23,9 @@ class Extraction:
         self.run = run
         self.missing: Sequence[int] = ()
         self._job = job
+        self._short = f"short:{run.job}"
+        if run.state.get(self._short) == run.id.encode():
+            run.checkpoint = None  # what is stored already is not stored again
 
     def pages(self) -> Generator[Page[Any]]:
         """Yield the job's pages.
@@ -88,11 +94,22 @@ class Extraction:
                 f"job {run.job!r}: {pages} could not be fetched ({shown}); the next run retries only those"
             )
         if run.expected is not None and run.accounted < run.expected:
+            self._note_short()
             return TryAgainLater(
                 f"job {run.job!r}: expected {run.expected} distinct tasks, got {run.accounted}; "
-                "the next run tries again"
+                "the next run reads all of it once more"
             )
         return None
+
+    def _note_short(self) -> None:
+        """Let the next call begin without a checkpoint: what lies before this one may have been cut short.
+
+        It also asks the source anew how many there are: a row may have been deleted after the job had counted it.
+        """
+        try:
+            self.run.state.set(self._short, self.run.id.encode())
+        except OwmOutboxError as error:
+            log.info("that the run lacks tasks could not be noted: %s", error)
 
 
 def _job_error(job: Job[Any], error: Exception) -> JobError:

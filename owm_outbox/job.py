@@ -41,9 +41,12 @@ class Page(Generic[T]):
     """The tasks of one step of a job, committed together with the checkpoint from which a resumed run continues.
 
     :param tasks: any number, also none.
-    :param checkpoint: opaque to all but the job; a later call finds it as ``run.checkpoint``. ``None`` leaves the last.
+    :param checkpoint: opaque to all but the job; a later call finds it as ``run.checkpoint``. ``None`` leaves the last
+        one, so a resumed run asks for this page again. The source's last page needs one too, which says that it was it.
     :param invalid: records that are not valid tasks; they become dead letters in the same commit.
-    :param expected: how many distinct keys the source says there are; ``None`` leaves the last known figure.
+    :param expected: how many distinct keys the source has, where it says so and may end too early without an error;
+        leave it out elsewhere. The newest figure counts, ``None`` leaves the last one, ``run.accounted`` withdraws it.
+        A run with fewer is incomplete, and the next call reads all of it once more, without a checkpoint.
     :param missing: numbers of the pages that could not be fetched so far; if the last page names any, the run is
         incomplete.
     :param pages: how many of the source's pages these are, for whoever shows how far a run is.

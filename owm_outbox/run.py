@@ -89,7 +89,8 @@ class Run:
     :param id: a UUID as text; a resumed run keeps it, so its task ids stay the same too.
     :param state: where a job keeps small values that outlive the run.
     :param stop: a job that waits for something does so with ``run.stop.wait(seconds)``, so that a stop ends it.
-    :param checkpoint: what the last committed page gave; ``None`` at the very start.
+    :param checkpoint: what the last committed page gave; ``None`` at the very start, and where all is read once more
+        because a source had less than it said.
     :param extracted: distinct tasks stored so far, over all calls that worked on this run.
     :param duplicates: tasks dropped because their key was already there.
     :param rejected: dead letters of this run so far.
@@ -153,7 +154,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
 
     :param complete: every page was fetched, nothing follows the last one, every distinct key is stored, and the sink
         holds all.
-    :param expected: the source's newest total; ``None`` if it gave none.
+    :param expected: the source's newest total, which is a claim; ``None`` if it gave none.
     :param extracted: distinct tasks stored.
     :param delivered: entries that the sink came to hold, of this run or left by an earlier one.
     :param redelivered: entries sent again because the sink had lost them.

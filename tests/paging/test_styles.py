@@ -87,7 +87,10 @@ def test_a_total_that_is_too_large_is_incomplete(reading: Reading, kind: str) ->
     """What the source claims and does not give is looked for twice; the run says what is missing."""
     reading.api.total = 260
     code, line, _ = reading.run()
-    assert (code, line) == (75, "job 'styled': expected 260 distinct tasks, got 250; the next run tries again")
+    assert (code, line) == (
+        75,
+        "job 'styled': expected 260 distinct tasks, got 250; the next run reads all of it once more",
+    )
     assert reading.api.asked.count(0) == 2
     reading.api.total = 250
     assert (reading.run()[0], reading.found) == (0, ALL)
