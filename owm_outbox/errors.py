@@ -7,6 +7,7 @@ the message says what happened, to what, and what to do next. ``exit_code`` is w
 from __future__ import annotations
 
 import enum
+import re
 import signal
 from collections.abc import Mapping
 
@@ -27,6 +28,7 @@ __all__ = [
     "TaskError",
     "TryAgainLater",
     "one_line",
+    "printable",
 ]
 
 
@@ -47,6 +49,16 @@ class ExitCode(enum.IntEnum):
 def one_line(text: str) -> str:
     """Return a text without its line breaks: what a driver, a validator or a person wrote may have several lines."""
     return " ".join(filter(None, map(str.strip, text.splitlines())))
+
+
+# Control characters of both sets (a terminal obeys them), marks that turn the direction of what follows, those that
+# nobody sees, and halves of characters, which no encoding has.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+
+
+def printable(line: str) -> str:
+    """Return a line with escapes for what a terminal would obey, or show as something else than it is."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
 
 
 class OwmOutboxError(Exception):

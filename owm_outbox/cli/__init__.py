@@ -16,6 +16,7 @@ from click.core import ParameterSource
 from owm_outbox.cli.completion import complete
 from owm_outbox.cli.logs import set_up_logging, write_line
 from owm_outbox.cli.outcome import Outcome
+from owm_outbox.cli.streams import forget_what_cannot_be_written, set_up_streams
 from owm_outbox.errors import ExitCode, OwmOutboxError, one_line
 
 __all__ = ["main", "producer"]
@@ -25,6 +26,7 @@ log = logging.getLogger("owm_outbox")
 
 def main() -> NoReturn:
     """Run ``owm-outbox``."""
+    set_up_streams()
     _end_at_once_on_sigterm("owm-outbox")
     from owm_outbox.cli.commands import cli
 
@@ -33,6 +35,7 @@ def main() -> NoReturn:
 
 def producer() -> NoReturn:
     """Run ``owm-producer``, which is ``owm-outbox run owm`` and the demo."""
+    set_up_streams()
     _end_at_once_on_sigterm("owm-producer")
     from owm_outbox.cli.run import JobCommand, demo_params
 
@@ -65,7 +68,8 @@ def _invoke(command: click.Command, name: str) -> NoReturn:
     except click.exceptions.Exit as error:  # --help and --version
         outcome = Outcome(error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
+        with suppress(OSError):
+            click.echo(error.format_message(), err=True)
         outcome = Outcome(ExitCode.USAGE)
     except click.ClickException as error:
         outcome = _usage(error)
@@ -73,9 +77,6 @@ def _invoke(command: click.Command, name: str) -> NoReturn:
         outcome = Outcome(error.exit_code, str(error))
     except KeyboardInterrupt:
         outcome = Outcome(ExitCode.SIGINT, "stopped by SIGINT")
-    except BrokenPipeError:
-        outcome = Outcome(ExitCode.TRY_AGAIN_LATER, "stdout was closed by the reader")
-        sys.stdout = None  # or Python complains once more when it flushes it at exit
     except Exception as error:
         log.debug("the traceback of what failed", exc_info=True)
         outcome = Outcome(
@@ -86,19 +87,8 @@ def _invoke(command: click.Command, name: str) -> NoReturn:
     if outcome.line:
         with suppress(OSError):  # a stderr that takes nothing does not change the outcome
             write_line(name, outcome)
-    _forget_what_cannot_be_written()
+    forget_what_cannot_be_written()
     sys.exit(outcome.code)
-
-
-def _forget_what_cannot_be_written() -> None:
-    """Flush the standard streams now: Python would end with 120 if it could not do so at exit."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        try:
-            if stream is not None:
-                stream.flush()
-        except (OSError, ValueError):  # full, its reader left, or closed
-            setattr(sys, name, None)
 
 
 def _usage(error: click.ClickException) -> Outcome:

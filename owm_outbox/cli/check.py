@@ -10,7 +10,8 @@ import sys
 import click
 
 from owm_outbox.cli.outcome import Outcome
-from owm_outbox.errors import ConfigurationError, ExitCode
+from owm_outbox.cli.streams import write_data
+from owm_outbox.errors import ConfigurationError, ExitCode, printable
 from owm_outbox.url import URL
 
 __all__ = ["check"]
@@ -34,8 +35,7 @@ def check(*, kind: str, url: str) -> Outcome:
         pass  # whatever is wrong with the URL is said here, once, and not by each test
     if importlib.util.find_spec("pytest") is None:
         raise ConfigurationError("check needs pytest: pip install 'owm-outbox[test]'")
-    click.echo(f"{parsed}")
-    sys.stdout.flush()
+    write_data(printable(str(parsed)))
     done = subprocess.run(  # noqa: S603 - pytest, on a module of this package
         [
             *(sys.executable, "-P", "-m", "pytest", "--pyargs", f"{_LIVE}::Test{kind.capitalize()}"),
@@ -48,5 +48,5 @@ def check(*, kind: str, url: str) -> Outcome:
     if done.returncode == 0:
         return Outcome()
     if done.returncode == ExitCode.TRY_AGAIN_LATER:
-        return Outcome(ExitCode.TRY_AGAIN_LATER, "stdout was closed by the reader")
+        return Outcome(ExitCode.TRY_AGAIN_LATER, "stdout was closed by the reader, or cannot be written")
     return Outcome(ExitCode.BUG, f"this {kind} does not keep its contract: {parsed}")

@@ -12,6 +12,8 @@ from owm_outbox.cli.logs import log_params
 from owm_outbox.cli.outbox import drain, status
 from owm_outbox.cli.outcome import EXIT_CODES
 from owm_outbox.cli.run import JobCommand
+from owm_outbox.cli.streams import write_data
+from owm_outbox.errors import printable
 
 __all__ = ["cli"]
 
@@ -69,13 +71,13 @@ def show_plugins(*, as_json: bool) -> None:
     found = list(plugins())
     if as_json:
         for plugin in found:
-            click.echo(msgspec.json.encode(plugin))
+            write_data(msgspec.json.encode(plugin))
         return
     names = max((len(plugin.name) for plugin in found), default=0)
     origins = max((len(plugin.distribution) for plugin in found), default=0)
     for plugin in found:
         text = plugin.summary if plugin.problem is None else f"BROKEN: {plugin.problem}"
-        click.echo(f"{plugin.kind:6}  {plugin.name:{names}}  {plugin.distribution:{origins}}  {text}")
+        write_data(printable(f"{plugin.kind:6}  {plugin.name:{names}}  {plugin.distribution:{origins}}  {text}"))
 
 
 cli.add_command(_Jobs("run", help="Run a job: run JOB --help shows its options.", subcommand_metavar="JOB [OPTIONS]"))

@@ -10,7 +10,8 @@ import click
 
 from owm_outbox.cli.job_scope import OutboxCommand
 from owm_outbox.cli.outcome import Outcome
-from owm_outbox.errors import ConfigurationError, ExitCode, one_line
+from owm_outbox.cli.streams import write_data, write_report
+from owm_outbox.errors import ConfigurationError, ExitCode, one_line, printable
 from owm_outbox.outbox import DeadLetterStore, Outbox
 from owm_outbox.url import URL
 
@@ -41,7 +42,7 @@ def dead_list(*, as_json: bool, outbox: str, **_: Any) -> None:
                     "reason": letter.reason,
                     "payload": payload,
                 }
-                click.echo(json.dumps(fields, ensure_ascii=False))
+                write_data(json.dumps(fields, ensure_ascii=False).encode(errors="replace"))
             else:
                 shown = payload if len(payload) <= 500 else f"{payload[:500]}… ({len(letter.payload)} bytes)"
                 kind = letter.task_id or "not a task"
@@ -49,8 +50,8 @@ def dead_list(*, as_json: bool, outbox: str, **_: Any) -> None:
                 again = (
                     f"  ({letter.times} times since {letter.first_rejected_at:%Y-%m-%d})" if letter.times > 1 else ""
                 )
-                click.echo(f"{letter.position}  {when}  {kind}  {one_line(letter.reason)}{again}")
-                click.echo(f"    {shown}")
+                write_data(printable(f"{letter.position}  {when}  {kind}  {one_line(letter.reason)}{again}"))
+                write_data(printable(f"    {shown}"))
 
 
 @dead.command("retry", cls=OutboxCommand)
@@ -88,7 +89,7 @@ def _on_letters(
         letters = _letters(opened, url)
         wanted = {letter.position for letter in letters.dead_letters()} if everything else set(positions)
         done = action(letters, sorted(wanted))
-    click.echo(f"{done} {effect}")
+    write_report(f"{done} {effect}")
     left = len(wanted) - done
     if left:
         which = "1 of them is not a dead letter" if left == 1 else f"{left} of them are not dead letters"

@@ -18,6 +18,7 @@ from owm_outbox.cli.options import make_options
 from owm_outbox.cli.outcome import Outcome, count
 from owm_outbox.cli.relaying import run_job
 from owm_outbox.cli.settings import Settings
+from owm_outbox.cli.streams import write_report
 from owm_outbox.errors import ConfigurationError
 from owm_outbox.job import Job
 from owm_outbox.observer import Observer
@@ -108,22 +109,24 @@ def _valkey() -> Iterator[str]:
 
 def _show(report: RunReport, api_url: str, settings: Settings, payloads: list[bytes], *, embedded: bool) -> None:
     sink = URL(settings.sink)
-    click.echo(
-        f"The Weather Service at {api_url} (a stand-in) has {report.expected or 0:,} cities.\n"
-        f"In {report.seconds:.1f} s the job stored {report.extracted:,} tasks in {URL(settings.outbox)}\n"
-        f"and delivered {report.delivered:,} to {sink}{' (an embedded Valkey)' if embedded else ''}.\n"
+    lines = [
+        f"The Weather Service at {api_url} (a stand-in) has {report.expected or 0:,} cities.",
+        f"In {report.seconds:.1f} s the job stored {report.extracted:,} tasks in {URL(settings.outbox)}",
+        f"and delivered {report.delivered:,} to {sink}{' (an embedded Valkey)' if embedded else ''}.",
         f"Duplicates {report.duplicates}, rejected {report.rejected}, left in the outbox {report.pending}: "
-        f"{'complete' if report.complete else 'NOT complete'}, run {report.run_id}."
-    )
+        f"{'complete' if report.complete else 'NOT complete'}, run {report.run_id}.",
+    ]
     if payloads:
-        click.echo(f"\nThe first {count(len(payloads), 'task')}, as the sink has them:")
-        for payload in payloads:
-            click.echo(f"  {payload.decode()}")
-    click.echo(
-        "\nCities: GeoNames (geonames.org), CC BY 4.0.\n\n"
-        "What to type next:\n"
-        "  owm-producer --api-url http://your-service:8000 --sink 'redis://your-redis:6379/0?stream=your-stream'\n"
-        "  owm-producer --demo --cities 500          234,908 cities\n"
-        "  owm-producer --demo --sink jsonl:-        the tasks as lines on stdout\n"
-        "  owm-outbox plugins                        what is installed"
-    )
+        lines += ["", f"The first {count(len(payloads), 'task')}, as the sink has them:"]
+        lines += [f"  {payload.decode()}" for payload in payloads]
+    lines += [
+        "",
+        "Cities: GeoNames (geonames.org), CC BY 4.0.",
+        "",
+        "What to type next:",
+        "  owm-producer --api-url http://your-service:8000 --sink 'redis://your-redis:6379/0?stream=your-stream'",
+        "  owm-producer --demo --cities 500          234,908 cities",
+        "  owm-producer --demo --sink jsonl:-        the tasks as lines on stdout",
+        "  owm-outbox plugins                        what is installed",
+    ]
+    write_report("\n".join(lines))

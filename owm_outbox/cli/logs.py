@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 from click.core import ParameterSource
 
 from owm_outbox.cli.outcome import Outcome
-from owm_outbox.errors import one_line
+from owm_outbox.errors import one_line, printable
 
 __all__ = ["are_json", "log_params", "set_up_logging", "write_line"]
 
@@ -77,7 +77,7 @@ def write_line(name: str, outcome: Outcome) -> None:
     if are_json():
         log.log(logging.ERROR if outcome.code else logging.INFO, "%s", line, extra={"exit_code": int(outcome.code)})
     else:
-        click.echo(line, err=True)
+        click.echo(printable(line), err=True)
 
 
 def _set_level(level: str) -> None:
@@ -102,7 +102,10 @@ class _OneLineFormatter(logging.Formatter):
     """Writes one line per record, whatever other packages log; a traceback, which is asked for, has its own."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name of the method it replaces
-        return one_line(super().formatMessage(record))
+        return printable(one_line(super().formatMessage(record)))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the name of the method it replaces
+        return "\n".join(map(printable, super().formatException(ei).split("\n")))
 
 
 class _JsonHandler(logging.StreamHandler[TextIO]):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from owm_outbox.cli.streams import write_report
 from owm_outbox.errors import ConfigurationError
 
 __all__ = ["new"]
@@ -52,7 +53,7 @@ def new(ctx: click.Context, /, *, kind: str, name: str) -> None:
 
         shutil.rmtree(folder, ignore_errors=True)  # made above: half a package is of no use
         raise ConfigurationError(f"cannot write into {folder.absolute()} ({error.strerror})") from error
-    click.echo(f"wrote {name}/: now cd {name}, pip install -e '.[test]', pytest")
+    write_report(f"wrote {name}/: now cd {name}, pip install -e '.[test]', pytest")
 
 
 def _problem_with(kind: str, name: str) -> str | None:

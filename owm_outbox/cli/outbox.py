@@ -13,6 +13,8 @@ from owm_outbox.cli.job_scope import DeliveringCommand, OutboxCommand
 from owm_outbox.cli.outcome import count
 from owm_outbox.cli.relaying import make_relay
 from owm_outbox.cli.settings import Settings
+from owm_outbox.cli.streams import write_data, write_report
+from owm_outbox.errors import printable
 from owm_outbox.outbox import OutboxStats
 from owm_outbox.stop import Stop
 from owm_outbox.url import URL
@@ -28,7 +30,7 @@ def status(*, as_json: bool, outbox: str, **_: Any) -> None:
 
     with open_outbox(outbox, create=False) as opened:
         stats = opened.stats()
-    click.echo(_status_json(stats) if as_json else _status_text(outbox, stats))
+    write_data(_status_json(stats) if as_json else _status_text(outbox, stats))
 
 
 @click.command("drain", cls=DeliveringCommand)
@@ -48,7 +50,7 @@ def drain(
         delivered = make_relay(stack, opened, to, settings, stop).drain()
         pending = opened.stats().pending
     if settings.as_json:
-        click.echo(json.dumps({"delivered": delivered, "pending": pending}))
+        write_report(json.dumps({"delivered": delivered, "pending": pending}))
 
 
 def _age(since: datetime | None) -> float | None:
@@ -93,4 +95,4 @@ def _status_text(url: str, stats: OutboxStats) -> str:
         f"{count(run.extracted, 'task')}, {run.rejected} rejected"
         for run in stats.runs
     ]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

@@ -8,18 +8,18 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
-import click
 import msgspec
 
 from owm_outbox.cli.logs import are_json
 from owm_outbox.cli.outcome import Outcome, count
 from owm_outbox.cli.settings import Settings
+from owm_outbox.cli.streams import write_report
 from owm_outbox.errors import ExitCode
 from owm_outbox.job import Job
 from owm_outbox.observer import Observer
 from owm_outbox.outbox import Outbox
 from owm_outbox.relay import OutboxRelay
-from owm_outbox.run import RunIncomplete, RunReport
+from owm_outbox.run import RunIncomplete
 from owm_outbox.sink import Sink
 from owm_outbox.stop import Stop
 
@@ -79,14 +79,5 @@ def run_job(job: Job[Any], settings: Settings, stop: Stop, observers: Iterable[O
                     letters = f"{report.rejected} tasks became dead letters"
                 outcome = Outcome(ExitCode.DEAD_LETTERS, f"complete, but {letters}: see owm-outbox dead list", report)
     if settings.as_json:
-        _write(report)
+        write_report(msgspec.json.encode(report), instead="owm-outbox status --json has it")
     return outcome
-
-
-def _write(report: RunReport) -> None:
-    """Write the report to stdout; if that fails, the run still ended as it did."""
-    try:
-        click.echo(msgspec.json.encode(report))
-    except OSError as error:
-        log.warning("the report cannot be written to stdout (%s): owm-outbox status --json has it", error.strerror)
-        sys.stdout = None  # or Python tries again at exit, and makes 120 of the exit code

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from owm_outbox.errors import ExitCode
+from owm_outbox.errors import ExitCode, printable
 from owm_outbox.outbox import DeadLetterStore
 from owm_outbox.plugins import outbox_class, scratch_outbox, scratch_sink
 from owm_outbox.testing.capabilities import Capabilities
@@ -87,8 +87,8 @@ def pytest_sessionfinish() -> None:
 def _stdout() -> Iterator[None]:
     try:
         yield
-    except BrokenPipeError:
-        pytest.exit("stdout was closed by the reader", returncode=ExitCode.TRY_AGAIN_LATER)
+    except OSError:  # its reader left, or it is full
+        pytest.exit("stdout cannot be written", returncode=ExitCode.TRY_AGAIN_LATER)
 
 
 def _print(report: pytest.TestReport) -> None:
@@ -109,4 +109,4 @@ def _print(report: pytest.TestReport) -> None:
 
 def _write(line: str) -> None:
     """Write a line past Python's buffer: pytest flushes that at its end, and would then end with 1."""
-    os.write(1, f"{line}\n".encode())
+    os.write(1, f"{printable(line)}\n".encode())

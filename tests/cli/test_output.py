@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from owm_outbox.cli.weather import City
-from owm_outbox_backends.sqlite import SqliteOutbox
 
-from support.commands import SCRIPTS, environment, run, start
+from support.commands import run, start
 from support.servers import Server, free_port
 from support.streams import city_ids
 from support.weather import made_up, serving
@@ -108,52 +105,6 @@ def test_a_reader_that_leaves_early_is_an_outage(tmp_path: Path) -> None:
     assert err.startswith("owm-producer: stdout was closed by the reader [")
     status = json.loads(run("owm-outbox", "status", "--json", *OUTBOX, cwd=tmp_path).out)
     assert 0 < status["pending"] <= count
-
-
-@pytest.mark.parametrize("command", ["owm-producer --help", "owm-outbox plugins", "owm-outbox status"])
-def test_a_closed_stdout_makes_no_traceback(command: str, tmp_path: Path) -> None:
-    """A command whose reader left before it writes ends with 75 and one line."""
-    SqliteOutbox(tmp_path / "tasks.db").close()
-    program, *args = command.split()
-    reader, writer = os.pipe()
-    os.close(reader)
-    try:
-        done = subprocess.run(
-            [SCRIPTS / program, *args],
-            stdin=subprocess.DEVNULL,
-            stdout=writer,
-            stderr=subprocess.PIPE,
-            cwd=tmp_path,
-            env=environment(OWM_OUTBOX="sqlite:///tasks.db"),
-            check=False,
-            timeout=60,
-        )
-    finally:
-        os.close(writer)
-    assert done.returncode == 75
-    assert done.stderr == f"{program}: stdout was closed by the reader\n".encode()
-
-
-@pytest.mark.parametrize("redirected", [">&-", "2>&-", ">/dev/full", "2>/dev/full"])
-def test_surroundings_do_not_decide_the_outcome(redirected: str, tmp_path: Path) -> None:
-    """A closed or full stdout or stderr changes nothing of what a run did, nor its code."""
-    with serving(made_up(3)) as api:
-        args = f"--json --log-level info --outbox sqlite:///tasks.db --sink jsonl:lines --api-url {api.url}"
-        done = subprocess.run(
-            ["sh", "-c", f"{SCRIPTS / 'owm-producer'} {args} {redirected}"],
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert done.returncode == 0, done.stderr
-    assert len((tmp_path / "lines").read_text().splitlines()) == 3
-    assert "Traceback" not in done.stderr
-    if redirected == ">/dev/full":
-        assert done.stderr.splitlines()[-1].endswith(
-            "WARNING the report cannot be written to stdout (No space left on device): owm-outbox status --json has it"
-        )
 
 
 def test_a_dead_letter_is_counted_in_the_singular(tmp_path: Path) -> None:

@@ -59,9 +59,17 @@ def start(
 
 
 def run(
-    command: str, *args: str, env: Mapping[str, str] | None = None, cwd: Path | None = None, timeout: float = 60
+    command: str,
+    *args: str,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    timeout: float = 60,
+    encoding: str = "utf-8",
 ) -> Outcome:
-    """Run a command to its end."""
+    """Run a command to its end.
+
+    :param encoding: in which it writes.
+    """
     process = start(command, *args, env=env, cwd=cwd)
     try:
         out, err = process.communicate(timeout=timeout)
@@ -69,7 +77,7 @@ def run(
         process.kill()
         out, err = process.communicate()
         raise AssertionError(f"{command} hangs; stderr: {err.decode()!r}") from None
-    return Outcome(process.returncode, out.decode(), err.decode(), 0.0)
+    return Outcome(process.returncode, out.decode(encoding), err.decode(encoding), 0.0)
 
 
 # Should bad input be accepted, the command still ends soon, and has no server to harm.
