@@ -17,8 +17,8 @@ STORE = "--outbox"
 DELIVER = "--sink --batch-size --wait-for-room"
 LOG = "--log-level --log-format"
 JOB = (
-    "--api-url --api-limit --ca-file --client-cert --client-key --concurrency --first-page "
-    "--second-pass --retry-wait --request-timeout "
+    "--api-url --api-limit --ca-file --client-cert --client-key --concurrency "
+    "--second-pass --retry-wait --request-timeout --first-page "
     f"{STORE} {DELIVER} --resume-within --fresh --json --config {LOG}"
 )
 

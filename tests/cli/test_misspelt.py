@@ -146,7 +146,7 @@ def test_a_misspelt_variable_is_named_before_the_error_that_follows_from_it(tmp_
 @pytest.mark.slow
 def test_the_warnings_are_json_where_the_logs_are(tmp_path: Path) -> None:
     """They are written as the options that stand behind them say."""
-    (tmp_path / "owm.toml").write_text("log_format = 'json'\n[owmm]\n")
+    (tmp_path / "owm.toml").write_text("log_format = 'json'\noutbox = 'sqlite:///no-such.db'\n[owmm]\n")
     outcome = run("owm-outbox", "status", "--config", "owm.toml", env={"OWM_SNIK": "x"}, cwd=tmp_path)
     levels = [json.loads(line)["levelname"] for line in outcome.err.splitlines()]
     assert levels == ["WARNING", "WARNING", "ERROR"]
