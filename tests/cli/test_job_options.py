@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import click
 import pytest
-from msgspec import Meta, Struct
+from msgspec import Meta, defstruct
 
 from owm_outbox import ConfigurationError, Job, JobOptions, Page, Run, Secret
 from owm_outbox.cli.config_file import Key, load_toml
@@ -144,7 +144,7 @@ def test_an_option_of_every_job_cannot_be_a_job_s_own(field: str, kind: Any) -> 
     """One clear error when the job is loaded, instead of one option that hides the other."""
 
     class Taken(Fleet):
-        Options = type("Options", (Struct,), {"__annotations__": {field: kind | None}, field: None})  # type: ignore[assignment]  # as the class statement makes it
+        Options = defstruct("Options", [(field, kind | None, None)])  # type: ignore[assignment]  # made for the test
 
     with pytest.raises(
         ConfigurationError,

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from owm_outbox import Job, Outbox, OutboxRelay, Page, Run, RunIncomplete, RunReport, Sink, SinkUnavailable
+from owm_outbox import Batch, Job, Outbox, OutboxRelay, Page, Run, RunIncomplete, RunReport, Sink, SinkUnavailable
 from owm_outbox_backends.jsonl import JsonLinesSink
 from owm_outbox_backends.memory import MemoryOutbox
 
@@ -66,10 +66,14 @@ def table(tmp_path: Path) -> Path:
     return path
 
 
-class Down(JsonLinesSink):
+class Down(Sink):
     """Takes nothing."""
 
-    def send(self, batch: object) -> None:
+    def mark(self, outbox_id: str) -> None:
+        """Hold no mark."""
+        return
+
+    def send(self, batch: Batch) -> None:
         """Refuse."""
         raise SinkUnavailable("the sink is down")
 
