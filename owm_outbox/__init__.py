@@ -1,5 +1,6 @@
 """An outbox relay: tasks are made durable, delivered in batches, and cleared."""
 
+from owm_outbox.entry import NO_HEADERS, NOTHING, Batch, Entry, Key, Mark, NewEntry
 from owm_outbox.errors import (
     ConfigurationError,
     EntriesRejected,
@@ -19,21 +20,13 @@ from owm_outbox.errors import (
 )
 from owm_outbox.job import Job, JobOptions, Page, Secret
 from owm_outbox.observer import Observer
-from owm_outbox.outbox import (
-    MAX_BYTES,
-    RESUME_WITHIN,
-    DeadLetterStore,
-    Outbox,
-    OutboxStats,
-    Stored,
-    may_resume,
-    new_entries,
-)
+from owm_outbox.outbox import MAX_BYTES, RESUME_WITHIN, DeadLetterStore, Outbox, OutboxStats, Stored, may_resume
 from owm_outbox.relay import OutboxRelay
-from owm_outbox.run import MemoryState, Run, RunIncomplete, RunRecord, RunReport, StateStore
+from owm_outbox.report import RunIncomplete, RunReport
+from owm_outbox.run import MemoryState, Run, RunRecord, StateStore
 from owm_outbox.sink import Sink, pause
 from owm_outbox.stop import Stop
-from owm_outbox.task import NO_HEADERS, NOTHING, Batch, DeadLetter, Entry, InvalidRecord, Key, Mark, NewEntry, encode
+from owm_outbox.task import DeadLetter, InvalidRecord, encode, new_entries
 from owm_outbox.url import URL
 
 __version__ = "0.1.0"

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import msgspec
 
+from owm_outbox.entry import NOTHING, Batch, Entry, Mark
 from owm_outbox.errors import SinkUnavailable
 from owm_outbox.history import Standing, standing
 from owm_outbox.outbox import Outbox, OutboxStats
-from owm_outbox.task import NOTHING, Batch, Entry, Mark
 
 __all__ = ["Agreement"]
 

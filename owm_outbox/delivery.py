@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from owm_outbox.agreement import Agreement
+from owm_outbox.entry import Batch, Mark
 from owm_outbox.errors import (
     ConfigurationError,
     EntriesRejected,
@@ -19,7 +20,6 @@ from owm_outbox.errors import (
 from owm_outbox.outbox import Outbox
 from owm_outbox.sink import Sink, pausing_with
 from owm_outbox.stop import Stop
-from owm_outbox.task import Batch, Mark
 
 __all__ = ["Delivery"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Collection
 
-from owm_outbox.task import NOTHING, Entry, Mark
+from owm_outbox.entry import NOTHING, Entry, Mark
 
 __all__ = ["Standing", "standing"]
 

@@ -9,8 +9,9 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import msgspec
 
+from owm_outbox.entry import Key
 from owm_outbox.run import Run
-from owm_outbox.task import InvalidRecord, Key
+from owm_outbox.task import InvalidRecord
 
 __all__ = ["Job", "JobOptions", "Page", "Secret"]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from owm_outbox.entry import Batch
 from owm_outbox.job import Page
-from owm_outbox.run import Run, RunReport
-from owm_outbox.task import Batch
+from owm_outbox.report import RunReport
+from owm_outbox.run import Run
 
 __all__ = ["Observer"]
 

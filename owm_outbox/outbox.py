@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,9 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Self
 
-from owm_outbox.errors import TaskError
-from owm_outbox.run import RunRecord, RunReport, StateStore
-from owm_outbox.task import NO_HEADERS, DeadLetter, Entry, InvalidRecord, Key, Mark, NewEntry, encode
+from owm_outbox.entry import Entry, Key, Mark, NewEntry
+from owm_outbox.report import RunReport
+from owm_outbox.run import RunRecord, StateStore
+from owm_outbox.task import DeadLetter, InvalidRecord, dead_entry, new_entries
 from owm_outbox.url import URL
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "OutboxStats",
     "Stored",
     "may_resume",
-    "new_entries",
 ]
 
 MAX_BYTES = 8 * 2**20
@@ -211,7 +210,7 @@ class Outbox(ABC):
         :raises TaskError: a task cannot be stored; then none of the call is.
         """
         entries = new_entries(tasks, key, headers)
-        entries += [_dead(record) for record in invalid]
+        entries += [dead_entry(record) for record in invalid]
         return self.store(entries, run=run, checkpoint=checkpoint, expected=expected)
 
     def close(self) -> None:  # noqa: B027 - not abstract: most have nothing to release
@@ -246,32 +245,3 @@ class DeadLetterStore(ABC):
     @abstractmethod
     def drop(self, positions: Iterable[int]) -> int:
         """Delete these dead letters for good; return how many."""
-
-
-def new_entries(
-    tasks: Iterable[Any], key: Callable[[Any], Key] | None, headers: Mapping[str, str] | None
-) -> list[NewEntry]:
-    """Encode tasks for ``store``.
-
-    :raises TaskError: a task or its key cannot be stored.
-    """
-    kept = headers or NO_HEADERS
-    if key is None:
-        return [NewEntry(None, task_id, kept, payload) for task_id, payload in map(encode, tasks)]
-    entries = []
-    for task in tasks:
-        known = key(task)
-        if not isinstance(known, int | str):
-            raise TaskError(
-                f"the key of {type(task).__name__} {getattr(task, 'task_id', '')} is a {type(known).__name__}: "
-                "return an int or a str, such as str(key)"
-            )
-        task_id, payload = encode(task)
-        entries.append(NewEntry(known, task_id, kept, payload))
-    return entries
-
-
-def _dead(record: InvalidRecord) -> NewEntry:
-    # Without a key of its own the record itself is the key: the same one on a second pass is not counted again.
-    key = f"sha256:{hashlib.sha256(record.payload).hexdigest()}" if record.key is None else record.key
-    return NewEntry(key, None, NO_HEADERS, record.payload, record.reason)

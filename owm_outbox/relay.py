@@ -27,7 +27,8 @@ from owm_outbox.extraction import Extraction
 from owm_outbox.job import Job
 from owm_outbox.observer import Observer
 from owm_outbox.outbox import RESUME_WITHIN, Outbox
-from owm_outbox.run import Run, RunIncomplete, RunReport
+from owm_outbox.report import RunIncomplete, RunReport
+from owm_outbox.run import Run
 from owm_outbox.sink import Sink
 from owm_outbox.stop import Stop
 

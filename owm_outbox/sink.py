@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Self
 
-from owm_outbox.task import Batch
+from owm_outbox.entry import Batch
 from owm_outbox.url import URL
 
 __all__ = ["Sink", "pause", "pausing_with"]

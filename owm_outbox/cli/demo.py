@@ -19,12 +19,12 @@ from owm_outbox.cli.outcome import Outcome, count
 from owm_outbox.cli.relaying import run_job
 from owm_outbox.cli.settings import Settings
 from owm_outbox.cli.streams import write_report
+from owm_outbox.entry import Batch
 from owm_outbox.errors import ConfigurationError
 from owm_outbox.job import Job
 from owm_outbox.observer import Observer
-from owm_outbox.run import RunReport
+from owm_outbox.report import RunReport
 from owm_outbox.stop import Stop
-from owm_outbox.task import Batch
 from owm_outbox.url import URL
 
 __all__ = ["demo"]

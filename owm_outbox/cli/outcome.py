@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from owm_outbox.errors import ExitCode
-from owm_outbox.run import RunReport
+from owm_outbox.report import RunReport
 
 __all__ = ["EXIT_CODES", "Outcome", "count"]
 

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 from owm_outbox.cli.outcome import count
+from owm_outbox.entry import Batch
 from owm_outbox.job import Page
 from owm_outbox.observer import Observer
-from owm_outbox.run import Run, RunReport
-from owm_outbox.task import Batch
+from owm_outbox.report import RunReport
+from owm_outbox.run import Run
 
 if TYPE_CHECKING:
     from tqdm import tqdm

@@ -19,7 +19,7 @@ from owm_outbox.job import Job
 from owm_outbox.observer import Observer
 from owm_outbox.outbox import Outbox
 from owm_outbox.relay import OutboxRelay
-from owm_outbox.run import RunIncomplete
+from owm_outbox.report import RunIncomplete
 from owm_outbox.sink import Sink
 from owm_outbox.stop import Stop
 

@@ -7,7 +7,8 @@ from typing import TypeVar
 
 import msgspec
 
-from owm_outbox.task import InvalidRecord, Key
+from owm_outbox.entry import Key
+from owm_outbox.task import InvalidRecord
 
 __all__ = ["valid_records"]
 

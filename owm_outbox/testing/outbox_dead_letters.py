@@ -7,9 +7,10 @@ import uuid
 from collections.abc import Callable
 from datetime import timedelta
 
+from owm_outbox.entry import NewEntry
 from owm_outbox.outbox import Outbox, Stored
 from owm_outbox.run import RunRecord
-from owm_outbox.task import InvalidRecord, NewEntry
+from owm_outbox.task import InvalidRecord
 from owm_outbox.testing.outbox_fixtures import (
     JOB,
     OutboxFixtures,

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
+from owm_outbox.entry import NO_HEADERS, NOTHING, Key, NewEntry
 from owm_outbox.errors import TaskError
 from owm_outbox.outbox import Outbox, Stored
-from owm_outbox.task import NO_HEADERS, NOTHING, InvalidRecord, Key, NewEntry
+from owm_outbox.task import InvalidRecord
 from owm_outbox.testing.outbox_fixtures import (
     JOB,
     OpenOutbox,

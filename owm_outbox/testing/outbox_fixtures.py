@@ -10,9 +10,11 @@ from typing import ClassVar
 
 import pytest
 
+from owm_outbox.entry import Key, Mark
 from owm_outbox.outbox import DeadLetterStore, Outbox, Stored
-from owm_outbox.run import RunRecord, RunReport
-from owm_outbox.task import InvalidRecord, Key, Mark
+from owm_outbox.report import RunReport
+from owm_outbox.run import RunRecord
+from owm_outbox.task import InvalidRecord
 from owm_outbox.testing.capabilities import Capabilities
 from owm_outbox.testing.parcels import Parcel
 

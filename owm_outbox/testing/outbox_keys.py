@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from owm_outbox.entry import NO_HEADERS, Key, NewEntry
 from owm_outbox.outbox import Outbox, Stored
-from owm_outbox.task import NO_HEADERS, InvalidRecord, Key, NewEntry
+from owm_outbox.task import InvalidRecord
 from owm_outbox.testing.outbox_fixtures import JOB, OutboxFixtures, bad_records, mark_at, report, run_of, store
 from owm_outbox.testing.parcels import numbers
 

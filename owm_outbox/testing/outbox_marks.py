@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import uuid
 
+from owm_outbox.entry import NOTHING, Mark
 from owm_outbox.outbox import Outbox
-from owm_outbox.task import NOTHING, Mark
 from owm_outbox.testing.outbox_fixtures import JOB, OpenOutbox, OutboxFixtures, mark_at, report, store
 from owm_outbox.testing.parcels import Parcel, numbers
 

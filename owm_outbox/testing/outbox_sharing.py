@@ -7,9 +7,9 @@ import uuid
 
 import pytest
 
+from owm_outbox.entry import Entry
 from owm_outbox.errors import OutboxLocked
 from owm_outbox.outbox import Outbox
-from owm_outbox.task import Entry
 from owm_outbox.testing.outbox_fixtures import JOB, OpenOutbox, OutboxFixtures, bad_records, mark_at, store
 from owm_outbox.testing.parcels import Parcel, numbers
 from owm_outbox.testing.processes import holding_the_lock

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from owm_outbox.entry import NOTHING, Batch, Entry, Key, Mark
 from owm_outbox.job import Job, Page
 from owm_outbox.run import Run
-from owm_outbox.task import NOTHING, Batch, Entry, Key, Mark
 
 __all__ = ["Parcel", "ParcelJob", "batch_of", "numbers", "parcel_batch", "parcel_batches", "parcel_mark", "payloads"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from owm_outbox.entry import Entry
 from owm_outbox.sink import Sink
-from owm_outbox.task import Entry
 from owm_outbox.testing.destination import Destination
 from owm_outbox.testing.parcels import batch_of, parcel_batch, parcel_batches, payloads
 from owm_outbox.testing.sink_fixtures import SinkFixtures

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from owm_outbox.entry import Mark
 from owm_outbox.errors import MarkConflict
 from owm_outbox.sink import Sink
-from owm_outbox.task import Mark
 from owm_outbox.testing.destination import Destination
 from owm_outbox.testing.parcels import parcel_batch, parcel_batches, parcel_mark, payloads
 from owm_outbox.testing.refusal import Refusal
