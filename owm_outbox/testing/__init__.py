@@ -22,6 +22,14 @@ For an outbox::
         def open_outbox(self, tmp_path):
             return lambda: DrawerOutbox(tmp_path / "drawer")
 
+For a job::
+
+    class TestFleetJob(JobContract):
+        @pytest.fixture
+        def source(self):
+            options = FleetJob.Options(trucks=250)
+            return Source(open=lambda: FleetJob(options), keys=range(250))
+
 The names and docstrings of the tests are the specification. What a backend cannot do, its `Capabilities` say: the
 tests for it are then skipped, with the reason. Look at these reasons: a sink whose failures are not tested (no
 ``interruptible``, no ``remote``) may lose tasks and pass all the same. `full_disk`, `cut_requests` and
@@ -49,17 +57,21 @@ pytest.register_assert_rewrite(*(f"{__name__}.{module.name}" for module in pkgut
 from owm_outbox.testing.capabilities import Capabilities  # noqa: E402 - see above
 from owm_outbox.testing.destination import Destination  # noqa: E402 - see above
 from owm_outbox.testing.failures import cut_requests, full_disk, lose_replies  # noqa: E402 - see above
+from owm_outbox.testing.job_contract import JobContract  # noqa: E402 - see above
 from owm_outbox.testing.outbox_contract import OutboxContract  # noqa: E402 - see above
 from owm_outbox.testing.parcels import Parcel, ParcelJob, parcel_batch, parcel_mark  # noqa: E402 - see above
 from owm_outbox.testing.sink_contract import SinkContract  # noqa: E402 - see above
+from owm_outbox.testing.source import Source  # noqa: E402 - see above
 
 __all__ = [
     "Capabilities",
     "Destination",
+    "JobContract",
     "OutboxContract",
     "Parcel",
     "ParcelJob",
     "SinkContract",
+    "Source",
     "cut_requests",
     "full_disk",
     "lose_replies",

@@ -61,19 +61,18 @@ class Child:
         """Send it a signal."""
         os.kill(self._pid, signum)
 
-    def end(self, *, kill: bool = True) -> int:
-        """Kill it, or wait for its end; return how many steps it finished.
+    def end(self, failed: str = "another process that was to continue failed: ") -> int:
+        """Kill it, if it has not ended; return how many steps it finished.
 
-        It fails the test if the work raised something.
+        :raises AssertionError: the work raised something; the message begins with ``failed``.
         """
-        if kill:
-            self.signal(signal.SIGKILL)
+        self.signal(signal.SIGKILL)
         while said := os.read(self._pipe, 2**16):
             self._said += said
         os.close(self._pipe)
         os.waitpid(self._pid, 0)
         steps, _, error = self._said.partition(b"!")
-        assert not error, f"another process that was to continue failed: {error.decode()}"
+        assert not error, f"{failed}{error.decode()}"
         return steps.count(b".")
 
 
@@ -84,7 +83,8 @@ def _do(work: Work, pipe: int) -> None:
     except BaseException as error:
         traceback.print_exc()
         sys.stderr.flush()
-        os.write(pipe, f"!{type(error).__name__}: {error}".encode()[:2000])
+        kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
+        os.write(pipe, f"!{kind}{error}".encode()[:2000])
     finally:
         os._exit(0)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from owm_outbox.testing import OutboxContract, SinkContract
+from owm_outbox.testing import JobContract, OutboxContract, SinkContract
 
 from support.contract_kit.kits import HONEST, kit_of
 from support.contract_kit.registry import CAUGHT_BY, SAYS
@@ -58,21 +58,21 @@ def test_an_honest_backend_passes(kit: Any, outcomes: Outcomes) -> None:
         assert getattr(kit.capabilities, field) is False
 
 
-@pytest.mark.parametrize("contract", [SinkContract, OutboxContract])
+@pytest.mark.parametrize("contract", [SinkContract, OutboxContract, JobContract])
 def test_each_test_of_a_contract_is_passed_by_an_honest_backend(contract: type, outcomes: Outcomes) -> None:
     """Between them, the honest backends skip nothing."""
     passed = [_names(outcomes[kit.__name__], "passed") for kit in HONEST if issubclass(kit, contract)]
     assert set().union(*passed) == _tests(contract)
 
 
-@pytest.mark.parametrize("contract", [SinkContract, OutboxContract])
+@pytest.mark.parametrize("contract", [SinkContract, OutboxContract, JobContract])
 def test_each_test_of_a_contract_catches_something(contract: type) -> None:
     """No test is there for nothing: for each there is a broken backend whose flaw it is the one to name."""
     named = {test for backend, test in CAUGHT_BY.items() if issubclass(kit_of(backend), contract)}
     assert named == _tests(contract)
 
 
-@pytest.mark.parametrize("contract", [SinkContract, OutboxContract])
+@pytest.mark.parametrize("contract", [SinkContract, OutboxContract, JobContract])
 def test_each_test_of_a_contract_says_what_it_promises(contract: type) -> None:
     """Names and docstrings are the specification: each is there, no two are the same, and each is a sentence."""
     promises = [getattr(contract, name).__doc__ or "" for name in _tests(contract)]
@@ -94,8 +94,22 @@ def test_what_a_backend_cannot_do_is_skipped_with_the_reason(outcomes: Outcomes)
     assert "test_a_batch_is_held_whole_and_in_order" in _names(found, "passed")
 
 
+def test_what_a_source_cannot_do_is_skipped_with_the_reason(outcomes: Outcomes) -> None:
+    """A skip of a job's test names the field of Source that is not given, or says that there is one page."""
+    found = outcomes["KitOfALittleSource"]
+    assert _names(found, "failed", "error") == set()
+    reasons = {found[name][1] for name in _names(found, "skipped")}
+    assert {reason.partition(": not tested ")[0] for reason in reasons} == {
+        "Source(failing=None)",
+        "Source(invalid=0)",
+        "the source has one page",
+    }
+    assert all(reason.partition(": not tested ")[2] for reason in reasons)
+
+
 @pytest.mark.parametrize(
-    ("kit", "fixture"), [("KitWithoutDestination", "destination"), ("KitWithoutOutbox", "open_outbox")]
+    ("kit", "fixture"),
+    [("KitWithoutDestination", "destination"), ("KitWithoutOutbox", "open_outbox"), ("KitWithoutSource", "source")],
 )
 def test_a_forgotten_fixture_is_named(kit: str, fixture: str, outcomes: Outcomes) -> None:
     """An author who gave no fixture is told which, and where to read about it."""

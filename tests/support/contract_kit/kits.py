@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from owm_outbox import Outbox, Sink
-from owm_outbox.testing import Capabilities, Destination, OutboxContract, SinkContract, full_disk
+from owm_outbox import Outbox, Page, Run, Sink
+from owm_outbox.testing import Capabilities, Destination, JobContract, OutboxContract, SinkContract, Source, full_disk
 from owm_outbox_backends.memory import MemoryOutbox
 
 from support.contract_kit import (  # noqa: F401 - each registers its broken backends
@@ -19,6 +19,7 @@ from support.contract_kit import (  # noqa: F401 - each registers its broken bac
     broken_batches,
     broken_by_kills,
     broken_entries,
+    broken_jobs,
     broken_keys,
     broken_letters,
     broken_marks,
@@ -28,6 +29,7 @@ from support.contract_kit import (  # noqa: F401 - each registers its broken bac
     broken_together,
     broken_when_down,
 )
+from support.contract_kit.catalogue import KEYS, Catalogue, CatalogueJob, NamelessJob, Ware
 from support.contract_kit.ledger import LedgerSink, ledger_payloads, lose_ledger
 from support.contract_kit.lines import LinesSink
 from support.contract_kit.outboxes import Clock, HastySqliteOutbox
@@ -152,6 +154,44 @@ class KitMemoryContract(_WithAClock):
         return lambda: outbox
 
 
+class KitCatalogueContract(JobContract):
+    """The contract of a job that reads a catalogue."""
+
+    patience = 1.0
+    backend: type[CatalogueJob] = CatalogueJob
+
+    @pytest.fixture
+    def source(self) -> Source:
+        """Read from the catalogue."""
+        catalogue = Catalogue()
+        return Source(lambda: self.backend(catalogue), KEYS, invalid=2, failing=catalogue.failing)
+
+
+class KitNamelessContract(KitCatalogueContract):
+    """The contract of a job without keys."""
+
+    backend: type[CatalogueJob] = NamelessJob
+
+
+class KitWithoutSource(JobContract):
+    """A subclass whose author forgot the fixture."""
+
+
+class KitOfALittleSource(KitCatalogueContract):
+    """A source of one page, without bad records, that nobody can make fail."""
+
+    @pytest.fixture
+    def source(self) -> Source:
+        """Read three wares, of which there is one page."""
+        catalogue = Catalogue([{"number": n, "name": "ware"} for n in range(3)])
+
+        class OnePage(CatalogueJob):
+            def pages(self, run: Run) -> Iterator[Page[Ware]]:
+                yield self.page(run, self.read(run, 0), 3)
+
+        return Source(lambda: OnePage(catalogue), range(3))
+
+
 class KitWithoutDestination(SinkContract):
     """A subclass whose author forgot the fixture."""
 
@@ -172,7 +212,15 @@ class KitOfEmptyPromises(KitLedgerContract):
     capabilities = Capabilities(durable=False, bounded=True, rejects=True, interruptible=True)
 
 
-HONEST: list[Any] = [KitShelfContract, KitLedgerContract, KitLinesContract, KitSqliteContract, KitMemoryContract]
+HONEST: list[Any] = [
+    KitShelfContract,
+    KitLedgerContract,
+    KitLinesContract,
+    KitSqliteContract,
+    KitMemoryContract,
+    KitNamelessContract,
+    KitCatalogueContract,
+]
 
 
 def kit_of(backend: type) -> type:
@@ -182,7 +230,16 @@ def kit_of(backend: type) -> type:
 
 
 WHOLE = {
-    kit.__name__: kit for kit in (*HONEST, KitWithoutDestination, KitWithoutOutbox, KitOfLittle, KitOfEmptyPromises)
+    kit.__name__: kit
+    for kit in (
+        *HONEST,
+        KitWithoutDestination,
+        KitWithoutOutbox,
+        KitWithoutSource,
+        KitOfLittle,
+        KitOfALittleSource,
+        KitOfEmptyPromises,
+    )
 }
 BROKEN = {
     f"Kit{backend.__name__}": type(
