@@ -123,6 +123,7 @@ def test_killed_at_every_call(
         print(f"\nkilled at each of {len(sweep.boundaries)} calls' boundaries")
 
 
+@pytest.mark.timeout(400)  # two hundred kills, each followed by a whole run
 @pytest.mark.parametrize("level", ["statements", "ticks"])
 def test_killed_within_transactions(
     forge: Forge, stream: str, tmp_path: Path, level: str, capsys: pytest.CaptureFixture[str]
