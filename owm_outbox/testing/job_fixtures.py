@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from owm_outbox.entry import Key
 from owm_outbox.errors import OwmOutboxError
 from owm_outbox.extraction import Extraction
 from owm_outbox.job import Job, Page
@@ -16,7 +17,6 @@ from owm_outbox.outbox import Outbox
 from owm_outbox.plugins import open_outbox
 from owm_outbox.run import Run, StateStore
 from owm_outbox.stop import Stop
-from owm_outbox.task import Key
 from owm_outbox.testing.source import Source
 
 __all__ = ["Failing", "JobFixtures", "failures", "keys_in", "read", "some"]

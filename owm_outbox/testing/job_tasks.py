@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
+from owm_outbox.entry import Key
 from owm_outbox.job import Page
 from owm_outbox.outbox import Outbox
 from owm_outbox.plugins import open_outbox
-from owm_outbox.task import Key, encode
+from owm_outbox.task import encode
 from owm_outbox.testing.job_fixtures import JobFixtures, keys_in, read, some
 from owm_outbox.testing.source import Source
 

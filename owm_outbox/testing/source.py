@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from owm_outbox.entry import Key
 from owm_outbox.job import Job
-from owm_outbox.task import Key
 
 __all__ = ["Source"]
 
