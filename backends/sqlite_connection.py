@@ -19,6 +19,12 @@ __all__ = ["Database", "FileState"]
 _MAX_WAL = 8 * 2**20  # bytes
 _MAX_FREE = 64 * 2**20  # bytes of free pages that a file keeps for the next run
 _VACUUMED_PAGES = 1024  # per commit
+_NO_SHARED_MEMORY = (
+    sqlite3.SQLITE_IOERR_SHMOPEN,
+    sqlite3.SQLITE_IOERR_SHMSIZE,
+    sqlite3.SQLITE_IOERR_SHMLOCK,
+    sqlite3.SQLITE_IOERR_SHMMAP,
+)
 
 
 class Database:
@@ -35,16 +41,43 @@ class Database:
         self._timeout = timeout
         self._shared = shared
         self._mutex = threading.RLock()  # an application's thread may append while a relay's thread reads
-        with self.translated():
-            self._conn = self.connect(isolation_level=None, check_same_thread=False)
+        self._conn = self._open()
         try:
-            with self.translated():
-                prepare(self._conn, path, shared=shared)
-                self._conn.execute(f"PRAGMA journal_size_limit = {_MAX_WAL}")
             self.file.watch()
         except BaseException:
             self._conn.close()
             raise
+
+    def _open(self) -> sqlite3.Connection:
+        """Open the connection, and bring the file to the newest version.
+
+        A file system that maps no shared memory (9p, virtiofs, some volumes of containers) keeps the index of the WAL
+        from other programs. A connection that has the file for itself needs none.
+        """
+        with self.translated():
+            try:
+                return self._prepared()
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode not in _NO_SHARED_MEMORY:
+                    raise
+                if self._shared:
+                    raise OutboxInvalid(
+                        f"{self.path} is on a file system that cannot map shared memory, so programs cannot share it: "
+                        "move it to a local disk"
+                    ) from error
+            return self._prepared("PRAGMA locking_mode = EXCLUSIVE")
+
+    def _prepared(self, *first: str) -> sqlite3.Connection:
+        connection = self.connect(isolation_level=None, check_same_thread=False)
+        try:
+            for statement in first:
+                connection.execute(statement)
+            prepare(connection, self.path, shared=self._shared)
+            connection.execute(f"PRAGMA journal_size_limit = {_MAX_WAL}")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def connect(self, **options: object) -> sqlite3.Connection:
         """Open another connection to the file."""
@@ -149,7 +182,7 @@ def _meaning(error: sqlite3.Error, path: Path) -> OutboxInvalid | OutboxUnavaila
             "free some space, then run again"
         )
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return OutboxUnavailable(f"another program is writing to {path} ({error}): run again")
+        return OutboxUnavailable(f"another program is using {path} ({error}): run again")
     if code == sqlite3.SQLITE_IOERR:
         return OutboxUnavailable(
             f"{path} cannot be written or read ({error}): check the disk and its quota, then run again"

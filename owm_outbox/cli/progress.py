@@ -44,7 +44,10 @@ class ProgressBar(Observer):
         """Open the bar at what the run has already stored."""
         from tqdm import tqdm  # only where there is a terminal
 
-        self._bar = tqdm(
+        class Bar(tqdm):  # type: ignore[type-arg]  # at run time it has none
+            monitor_interval = 0  # no thread of its own: there may be no more of them
+
+        self._bar = Bar(
             desc=run.job, initial=run.extracted, total=run.expected, unit=" tasks", dynamic_ncols=True, leave=False
         )
 
