@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from owm_outbox import ExitCode
 from owm_outbox.cli.outcome import EXIT_CODES
 
 from support.commands import environment, run
@@ -23,7 +21,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
 SHELL = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines() if line.strip()]
 COMMANDS = [line.partition("#")[0].strip() for line in SHELL if line.startswith(("owm-outbox", "owm-producer"))]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def _table(head: str) -> str:
@@ -88,44 +86,6 @@ def test_sinks_are_complete(url: str) -> None:
     from owm_outbox.plugins import open_sink
 
     open_sink(url).close()
-
-
-def test_the_cron_line_repeats_what_ends_with_75(tmp_path: Path) -> None:
-    """Under cron's environment the line runs the producer until it ends with something other than 75."""
-    block = _block("crontab", "# cron")
-    (line,) = re.findall(r"^0 3 \* \* \*  (.+)$", block, re.MULTILINE)
-    settings = dict(re.findall(r"^(OWM_\w+)=(.+)$", block, re.MULTILINE))
-    assert "%" not in line  # to cron, the end of the line
-    program = tmp_path / "owm-producer"
-    program.write_text(
-        f'#!/bin/sh\necho "$OWM_SINK" >> {tmp_path}/calls\n[ $(wc -l < {tmp_path}/calls) -ge 3 ] || exit 75\n'
-    )
-    program.chmod(0o700)
-    line = line.replace("/usr/local/bin/owm-producer", str(program)).replace("sleep 600", "sleep 0")
-    done = subprocess.run(
-        ["/bin/sh", "-c", line], env={"PATH": "/usr/bin:/bin", **settings}, capture_output=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert (tmp_path / "calls").read_text().splitlines() == [settings["OWM_SINK"]] * 3
-
-
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
-def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
-    """Nothing in the unit is refused or unknown."""
-    unit = tmp_path / "owm-producer.service"
-    unit.write_text(_block("ini", "# systemd").replace("/usr/local/bin/owm-producer", "/bin/true"))
-    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert unit.name not in done.stderr
-
-
-def test_nothing_is_run_again_that_cannot_help() -> None:
-    """Neither systemd nor Kubernetes repeats a run for another code than 75: after 65 that enqueued all again."""
-    final = [code for code in ExitCode if code and code < 128 and code is not ExitCode.TRY_AGAIN_LATER]
-    (never,) = re.findall(r"^RestartPreventExitStatus=(.+)$", _block("ini", "# systemd"), re.MULTILINE)
-    (fails,) = re.findall(r"action: FailJob\n +onExitCodes: .*values: \[(.+)\]", _block("yaml", "# Kubernetes"))
-    assert [int(code) for code in never.split()] == final
-    assert [int(code) for code in fails.split(", ")] == final
 
 
 def test_the_second_command_is_what_ci_runs() -> None:

@@ -1,0 +1,139 @@
+"""The files in docs/deploy are accepted by what they are for, ask for no privilege, and run nothing again in vain."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from owm_outbox import ExitCode
+from owm_outbox.plugins import open_sink
+
+from support.commands import run
+
+DEPLOY = Path(__file__).parents[2] / "docs" / "deploy"
+SERVICE = (DEPLOY / "owm-producer.service").read_text("utf-8")
+CRONTAB = (DEPLOY / "crontab").read_text("utf-8")
+MANIFESTS: list[dict[str, Any]] = list(yaml.safe_load_all((DEPLOY / "cronjob.yaml").read_text("utf-8")))
+FINAL = [code for code in ExitCode if code and code < 128 and code is not ExitCode.TRY_AGAIN_LATER]
+
+with_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
+
+
+def _job() -> dict[str, Any]:
+    (spec,) = [manifest["spec"] for manifest in MANIFESTS if manifest["kind"] == "CronJob"]
+    found: dict[str, Any] = spec["jobTemplate"]["spec"]
+    return found
+
+
+def _pod() -> dict[str, Any]:
+    found: dict[str, Any] = _job()["template"]["spec"]
+    return found
+
+
+# -- systemd
+
+
+@with_systemd
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
+    """Nothing in the service or the timer is refused or unknown."""
+    (tmp_path / "owm-producer.service").write_text(SERVICE.replace("/usr/local/bin/owm-producer", "/bin/true"))
+    shutil.copy(DEPLOY / "owm-producer.timer", tmp_path)
+    units = [str(tmp_path / f"owm-producer.{kind}") for kind in ("service", "timer")]
+    done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "owm-producer" not in done.stderr
+
+
+@with_systemd
+def test_the_service_is_hardened() -> None:
+    """Its exposure, as systemd rates it, is 2.0 or less, of 10."""
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=20", str(DEPLOY / "owm-producer.service")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Overall exposure level for owm-producer.service" in done.stdout
+
+
+def test_systemd_runs_nothing_again_in_vain() -> None:
+    """Only 75 is tried again; a stop is no failure."""
+    (never,) = re.findall(r"^RestartPreventExitStatus=(.+)$", SERVICE, re.MULTILINE)
+    assert [int(code) for code in never.split()] == FINAL
+    assert f"SuccessExitStatus={ExitCode.SIGTERM:d}\n" in SERVICE
+
+
+# -- Kubernetes
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda manifest: manifest["kind"])
+@pytest.mark.parametrize("version", ["1.31", "1.35"])
+def test_kubernetes_accepts_the_manifests(manifest: dict[str, Any], version: str) -> None:
+    """Each is valid, with no field that Kubernetes does not know."""
+    kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_kubernetes_runs_nothing_again_in_vain() -> None:
+    """The job fails at once for all that waiting does not fix; an evicted pod counts as no attempt."""
+    ignored, failed = _job()["podFailurePolicy"]["rules"]
+    assert ignored == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    (container,) = _pod()["containers"]
+    assert failed == {
+        "action": "FailJob",
+        "onExitCodes": {"containerName": container["name"], "operator": "In", "values": FINAL},
+    }
+    assert _pod()["restartPolicy"] == "Never"
+
+
+def test_the_container_needs_no_privilege() -> None:
+    """It runs as an ordinary user, with a root file system that it cannot write, and no capability."""
+    assert _pod()["securityContext"]["runAsNonRoot"] is True
+    (container,) = _pod()["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+@pytest.mark.slow
+def test_the_container_s_command_is_accepted(tmp_path: Path) -> None:
+    """Command and variables of the manifest are understood: the run fails at its API, which nobody serves here."""
+    (container,) = _pod()["containers"]
+    env = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert env["OWM_OUTBOX"].startswith(f"sqlite:///{container['volumeMounts'][0]['mountPath']}/")
+    assert env["OWM_API_URL"] == "http://outpost-api-weather:8000"
+    env |= {"OWM_OUTBOX": f"sqlite:///{tmp_path}/tasks.db", "OWM_API_URL": "http://127.0.0.1:9"}
+    command, *args = container["command"]
+    outcome = run(command, *args, cwd=tmp_path, env=env | {"OWM_SINK": "jsonl:-", "OWM_RETRY_WAIT": "0.01"})
+    assert outcome.code == 75, outcome.err
+
+
+# -- cron
+
+
+def test_the_cron_line_repeats_what_ends_with_75(tmp_path: Path) -> None:
+    """Under cron's environment the line runs the producer until it ends with something other than 75."""
+    (line,) = re.findall(r"^0 3 \* \* \*  (.+)$", CRONTAB, re.MULTILINE)
+    settings = dict(re.findall(r"^(OWM_\w+)=(.+)$", CRONTAB, re.MULTILINE))
+    assert "%" not in line  # to cron, the end of the line
+    program = tmp_path / "owm-producer"
+    program.write_text(
+        f'#!/bin/sh\necho "$OWM_SINK" >> {tmp_path}/calls\n[ $(wc -l < {tmp_path}/calls) -ge 3 ] || exit 75\n'
+    )
+    program.chmod(0o700)
+    line = line.replace("/usr/local/bin/owm-producer", str(program)).replace("sleep 600", "sleep 0")
+    done = subprocess.run(
+        ["/bin/sh", "-c", line], env={"PATH": "/usr/bin:/bin", **settings}, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "calls").read_text().splitlines() == [settings["OWM_SINK"]] * 3
+    open_sink(settings["OWM_SINK"]).close()
