@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +13,7 @@ from typing import Any
 from redis.exceptions import NoPermissionError, RedisError
 
 from owm_outbox import URL, ConfigurationError, OutboxInvalid, Sink
-from owm_outbox.testing import Destination, cut_requests, full_disk
+from owm_outbox.testing import Destination, Storage, cut_requests, full_disk
 
 from .jsonl import JsonLinesSink
 from .memory import MemoryOutbox
@@ -99,17 +99,18 @@ def redis(url: URL) -> Iterator[Destination]:
 
 
 @contextmanager
-def memory(url: URL) -> Iterator[Callable[[], MemoryOutbox]]:
+def memory(url: URL) -> Iterator[Storage]:
     """Give the same new object each time."""
     outbox = MemoryOutbox.from_url(url)
-    yield lambda: outbox
+    yield Storage(open=lambda: outbox)
 
 
 @contextmanager
-def sqlite(url: URL) -> Iterator[Callable[[], SqliteOutbox]]:
+def sqlite(url: URL) -> Iterator[Storage]:
     """Give a file in a folder of its own, next to the one that ``sqlite:///PATH`` names."""
     parent = Path(url.path.removeprefix("/")).absolute().parent
     if not parent.is_dir():
         raise OutboxInvalid(f"cannot create an outbox in {parent}, which is not a folder: name another path")
     with TemporaryDirectory(prefix="check-", dir=parent) as folder:
-        yield lambda: SqliteOutbox(Path(folder) / "tasks.db")
+        path = Path(folder) / "tasks.db"
+        yield Storage(open=lambda: SqliteOutbox(path), interrupt=lambda: full_disk(Path(f"{path}-wal")))

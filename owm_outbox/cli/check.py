@@ -18,8 +18,18 @@ __all__ = ["check"]
 
 _LIVE = "owm_outbox.testing.live"
 
+_EXIT_CODES = """\b
+Exit codes:
+  0    every promise is kept
+  65   all that was tested is kept; how it fails was not tested, as the plugin
+       gives no way to make it fail
+  70   a promise is broken
+  75   it cannot be tested now
+  78   bad configuration: unknown plugin, bad URL or option, no pytest
+"""
 
-@click.command("check")
+
+@click.command("check", epilog=_EXIT_CODES)
 @click.argument("kind", type=click.Choice(["sink", "outbox"]))
 @click.argument("url")
 def check(*, kind: str, url: str) -> Outcome:
@@ -47,6 +57,13 @@ def check(*, kind: str, url: str) -> Outcome:
     )
     if done.returncode == 0:
         return Outcome()
+    if done.returncode == ExitCode.UNTESTED:
+        ways = "interrupt and unreachable" if kind == "sink" else "interrupt"
+        return Outcome(
+            ExitCode.UNTESTED,
+            f"this {kind} keeps what was tested, but how it fails was not: {parsed}. Its author can give the scratch "
+            f"{kind} {ways}, see owm_outbox.testing",
+        )
     if done.returncode == ExitCode.TRY_AGAIN_LATER:
         return Outcome(ExitCode.TRY_AGAIN_LATER, "stdout was closed by the reader, or cannot be written")
     return Outcome(ExitCode.BUG, f"this {kind} does not keep its contract: {parsed}")

@@ -32,7 +32,8 @@ EXIT_CODES = """\b
 Exit codes:
   0    complete: every task is in the sink and the local records are cleared
   64   wrong usage
-  65   complete, but some tasks became dead letters (see owm-outbox dead list)
+  65   complete, but some tasks became dead letters (see owm-outbox dead list);
+       or checked, but not how it fails
   70   a bug, in the job or in this program
   73   the outbox cannot be created, belongs to another program or is damaged
   75   try again later: API or sink down, sink full, outbox in use, incomplete

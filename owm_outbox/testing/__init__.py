@@ -18,9 +18,12 @@ For a sink::
 For an outbox::
 
     class TestDrawerOutbox(OutboxContract):
+        capabilities = Capabilities(interruptible=True)
+
         @pytest.fixture
-        def open_outbox(self, tmp_path):
-            return lambda: DrawerOutbox(tmp_path / "drawer")
+        def storage(self, tmp_path):
+            drawer = tmp_path / "drawer"
+            return Storage(open=lambda: DrawerOutbox(drawer), interrupt=lambda: full_disk(drawer))
 
 For a job::
 
@@ -40,7 +43,8 @@ at one call after the other.
 
 So that ``owm-outbox check`` can run a contract against a live URL, register a function in the entry-point group
 ``owm_outbox.scratch_sinks`` or ``owm_outbox.scratch_outboxes``, under the name of your scheme: it takes the `URL` and
-returns a context manager of a `Destination`, or of a function such as ``open_outbox``, next to what the URL names.
+returns a context manager of a `Destination` or a `Storage` next to what the URL names. Without a way to make it fail,
+the check ends with 65: it says nothing about failures.
 
 Needs pytest, which this package does not install. Versions follow the package's: a minor one may add tests for what the
 docstrings of `Sink` and `Outbox` already say, a new field of `Capabilities` only with a default that asks nothing more
@@ -62,6 +66,7 @@ from owm_outbox.testing.outbox_contract import OutboxContract  # noqa: E402 - se
 from owm_outbox.testing.parcels import Parcel, ParcelJob, parcel_batch, parcel_mark  # noqa: E402 - see above
 from owm_outbox.testing.sink_contract import SinkContract  # noqa: E402 - see above
 from owm_outbox.testing.source import Source  # noqa: E402 - see above
+from owm_outbox.testing.storage import Storage  # noqa: E402 - see above
 
 __all__ = [
     "Capabilities",
@@ -72,6 +77,7 @@ __all__ = [
     "ParcelJob",
     "SinkContract",
     "Source",
+    "Storage",
     "cut_requests",
     "full_disk",
     "lose_replies",

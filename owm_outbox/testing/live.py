@@ -18,13 +18,14 @@ from owm_outbox.plugins import outbox_class, scratch_outbox, scratch_sink
 from owm_outbox.testing.capabilities import Capabilities
 from owm_outbox.testing.destination import Destination
 from owm_outbox.testing.outbox_contract import OutboxContract
-from owm_outbox.testing.outbox_fixtures import OpenOutbox
 from owm_outbox.testing.sink_contract import SinkContract
+from owm_outbox.testing.storage import Storage
 from owm_outbox.url import URL
 
 __all__ = ["TestOutbox", "TestSink"]
 
 _url = URL(sys.stdin.read().strip() or "memory:")
+_FAILURES = ("Capabilities(interruptible=False)", "Capabilities(remote=False)")
 _untested: dict[str, int] = {}  # how many tests were skipped, by reason
 
 
@@ -56,17 +57,22 @@ class TestOutbox(OutboxContract):
     """The contract of an outbox, on a live URL."""
 
     @pytest.fixture
-    def open_outbox(self) -> Iterator[OpenOutbox]:
-        """Give a scratch outbox."""
+    def storage(self) -> Iterator[Storage]:
+        """Give a scratch outbox; what it can do follows from what it has."""
         cls = outbox_class(_url.scheme)
-        with scratch_outbox(_url.scheme)(_url) as open_outbox:
-            with open_outbox() as first, open_outbox() as second:
+        with scratch_outbox(_url.scheme)(_url) as storage:
+            with storage.open() as first, storage.open() as second:
                 durable = first is not second
-            type(self).capabilities = Capabilities(durable=durable, dead_letters=issubclass(cls, DeadLetterStore))
-            yield open_outbox
+            type(self).capabilities = Capabilities(
+                durable=durable,
+                dead_letters=issubclass(cls, DeadLetterStore),
+                interruptible=storage.interrupt is not None,
+                settable_clock=storage.turn_clock is not None,
+            )
+            yield storage
 
     @pytest.fixture(autouse=True)
-    def _capabilities_first(self, open_outbox: OpenOutbox) -> None:
+    def _capabilities_first(self, storage: Storage) -> None:
         """Know what the outbox can do before a test asks for it."""
 
 
@@ -76,11 +82,13 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         _print(report)
 
 
-def pytest_sessionfinish() -> None:
-    """Say what was not tested: to pass means little where failures were left out."""
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Say what was not tested: to pass means little where failures were left out, and so the exit code is another."""
     with _stdout():
         for reason, count in _untested.items():
             _write(f"  {count} {'promise was' if count == 1 else 'promises were'} skipped: {reason}")
+    if exitstatus == pytest.ExitCode.OK and any(reason.startswith(_FAILURES) for reason in _untested):
+        session.exitstatus = ExitCode.UNTESTED
 
 
 @contextmanager

@@ -24,4 +24,4 @@ class OutboxContract(
     OutboxSharing,
     OutboxFailures,
 ):
-    """What `owm_outbox.Outbox` promises. Its fixture ``open_outbox`` is a function that opens the same one again."""
+    """What `owm_outbox.Outbox` promises. Give it a fixture ``storage``, which is new and empty for each test."""

@@ -17,6 +17,7 @@ from owm_outbox.run import RunRecord
 from owm_outbox.task import InvalidRecord
 from owm_outbox.testing.capabilities import Capabilities
 from owm_outbox.testing.parcels import Parcel
+from owm_outbox.testing.storage import Storage
 
 __all__ = ["JOB", "OpenOutbox", "OutboxFixtures", "bad_records", "mark_at", "parcels", "report", "run_of", "store"]
 
@@ -30,9 +31,14 @@ class OutboxFixtures:
     capabilities: ClassVar[Capabilities] = Capabilities()
 
     @pytest.fixture
-    def open_outbox(self) -> OpenOutbox:
-        """Give a function that opens the outbox under test; every subclass has its own."""
-        raise NotImplementedError("give your subclass a fixture named open_outbox, see owm_outbox.testing")
+    def storage(self) -> Storage:
+        """Give the storage, new and empty; every subclass has its own, or a fixture ``open_outbox``."""
+        raise NotImplementedError("give your subclass a fixture named storage, see owm_outbox.testing")
+
+    @pytest.fixture
+    def open_outbox(self, storage: Storage) -> OpenOutbox:
+        """Give a function that opens the outbox under test."""
+        return storage.open
 
     @pytest.fixture
     def outbox(self, open_outbox: OpenOutbox) -> Iterator[Outbox]:
@@ -41,9 +47,12 @@ class OutboxFixtures:
             yield outbox
 
     @pytest.fixture
-    def interrupt(self) -> Callable[[], AbstractContextManager[object]]:
-        """Give a block within which storing 20 tasks fails, as on a full disk or when a connection is cut."""
-        raise NotImplementedError("Capabilities(interruptible=True) needs a fixture named interrupt")
+    def interrupt(self, storage: Storage) -> Callable[[], AbstractContextManager[object]]:
+        """Give a block within which storing 20 tasks fails."""
+        assert storage.interrupt is not None, (
+            "Capabilities(interruptible=True) needs Storage.interrupt, or a fixture named interrupt"
+        )
+        return storage.interrupt
 
     @pytest.fixture
     def _interruptible(self) -> None:
@@ -57,9 +66,12 @@ class OutboxFixtures:
         return interrupt
 
     @pytest.fixture
-    def turn_clock(self) -> Callable[[timedelta], None]:
+    def turn_clock(self, storage: Storage) -> Callable[[timedelta], None]:
         """Give a function that turns the outbox's clock forward by this much, or back."""
-        raise NotImplementedError("Capabilities(settable_clock=True) needs a fixture named turn_clock")
+        assert storage.turn_clock is not None, (
+            "Capabilities(settable_clock=True) needs Storage.turn_clock, or a fixture named turn_clock"
+        )
+        return storage.turn_clock
 
     @pytest.fixture
     def _settable_clock(self) -> None:

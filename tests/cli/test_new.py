@@ -136,8 +136,8 @@ def test_its_own_tests_pass(package: Package) -> None:
     assert (
         missing
         == {
-            "sink": {"holds_mark", "bounded", "remote"},
-            "outbox": {"dead_letters", "interruptible", "settable_clock"},
+            "sink": {"holds_mark", "bounded"},
+            "outbox": {"dead_letters", "settable_clock"},
             "job": {"failing", "invalid"},
         }[package.kind]
     )
@@ -252,6 +252,45 @@ def test_a_live_one_can_be_checked(kind: str, packages: dict[str, Package], tmp_
     assert (outcome.code, outcome.err) == (0, ""), outcome.out
     assert "  ok    it can be closed twice\n" in outcome.out
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("kind", "way"), [("sink", "interrupt"), ("sink", "unreachable"), ("outbox", "interrupt")])
+@pytest.mark.slow
+def test_a_check_without_failures_says_so(kind: str, way: str, packages: dict[str, Package], tmp_path: Path) -> None:
+    """A scratch destination that cannot be made to fail: 65, and what its author can give."""
+    package, folder = packages[kind], tmp_path / "edited"
+    folder.mkdir()
+    scratch = (package.folder / f"{package.module}_scratch.py").read_text("utf-8")
+    without = re.sub(rf"\b{way}=(lambda: full_disk\(path\)|unreachable)", f"{way}=None", scratch)
+    assert without != scratch
+    (folder / f"{package.module}_scratch.py").write_text(without)
+    path = {"PYTHONPATH": f"{folder}:{package.env['PYTHONPATH']}"}
+    outcome = run("owm-outbox", "check", kind, f"{package.name}:{tmp_path}/tasks", cwd=tmp_path, env=path)
+    assert outcome.code == 65, outcome.out
+    assert "FAIL" not in outcome.out
+    ways = "interrupt and unreachable" if kind == "sink" else "interrupt"
+    assert outcome.line == (
+        f"owm-outbox: this {kind} keeps what was tested, but how it fails was not: {package.name}:{tmp_path}/tasks. "
+        f"Its author can give the scratch {kind} {ways}, see owm_outbox.testing"
+    )
+
+
+@pytest.mark.slow
+def test_a_broken_promise_is_named_by_a_check(sink: Package, tmp_path: Path) -> None:
+    """A sink that lost a promise ends the check with 70, whatever else was not tested."""
+    folder = tmp_path / "edited"
+    folder.mkdir()
+    code = (sink.folder / f"{sink.module}.py").read_text("utf-8")
+    code = code.replace("for entry in batch.entries)", "for entry in batch.entries[:20])")
+    (folder / f"{sink.module}.py").write_text(code)
+    path = {"PYTHONPATH": f"{folder}:{sink.env['PYTHONPATH']}"}
+    outcome = run("owm-outbox", "check", "sink", f"{sink.name}:{tmp_path}/tasks", cwd=tmp_path, env=path)
+    assert (outcome.code, outcome.line) == (
+        70,
+        f"owm-outbox: this sink does not keep its contract: {sink.name}:{tmp_path}/tasks",
+    )
+    assert "  FAIL  batches of the usual size are held\n" in outcome.out
+    assert "two batches of 500 entries were sent, but 40 entries are held" in outcome.out
 
 
 # -- a sink

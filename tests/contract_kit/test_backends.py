@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from owm_outbox import Outbox, Sink
+from owm_outbox import Sink
 from owm_outbox.testing import (
     Capabilities,
     Destination,
     OutboxContract,
     SinkContract,
+    Storage,
     cut_requests,
     full_disk,
     lose_replies,
@@ -40,19 +38,13 @@ class TestSqliteOutbox(OutboxContract):
         return Clock()
 
     @pytest.fixture
-    def turn_clock(self, clock: Clock) -> Callable[[timedelta], None]:
-        """Turn it."""
-        return clock.turn
-
-    @pytest.fixture
-    def open_outbox(self, tmp_path: Path, clock: Clock) -> Callable[[], Outbox]:
-        """Open the same file each time."""
-        return lambda: SqliteOutbox(tmp_path / "tasks.db", now=lambda: clock.now().timestamp())
-
-    @pytest.fixture
-    def interrupt(self, tmp_path: Path) -> Callable[[], AbstractContextManager[object]]:
-        """Let there be no room for the WAL."""
-        return lambda: full_disk(tmp_path / "tasks.db-wal")
+    def storage(self, tmp_path: Path, clock: Clock) -> Storage:
+        """Open the same file each time; leave no room for its WAL."""
+        return Storage(
+            open=lambda: SqliteOutbox(tmp_path / "tasks.db", now=lambda: clock.now().timestamp()),
+            interrupt=lambda: full_disk(tmp_path / "tasks.db-wal"),
+            turn_clock=clock.turn,
+        )
 
 
 class TestMemoryOutbox(OutboxContract):
@@ -66,15 +58,10 @@ class TestMemoryOutbox(OutboxContract):
         return Clock()
 
     @pytest.fixture
-    def turn_clock(self, clock: Clock) -> Callable[[timedelta], None]:
-        """Turn it."""
-        return clock.turn
-
-    @pytest.fixture
-    def open_outbox(self, clock: Clock) -> Callable[[], Outbox]:
+    def storage(self, clock: Clock) -> Storage:
         """Give the same object each time: there is nowhere else to open it from."""
         outbox = MemoryOutbox(now=clock.now)
-        return lambda: outbox
+        return Storage(open=lambda: outbox, turn_clock=clock.turn)
 
 
 class TestRedisStreamSink(SinkContract):

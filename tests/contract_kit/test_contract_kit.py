@@ -109,7 +109,7 @@ def test_what_a_source_cannot_do_is_skipped_with_the_reason(outcomes: Outcomes) 
 
 @pytest.mark.parametrize(
     ("kit", "fixture"),
-    [("KitWithoutDestination", "destination"), ("KitWithoutOutbox", "open_outbox"), ("KitWithoutSource", "source")],
+    [("KitWithoutDestination", "destination"), ("KitWithoutStorage", "storage"), ("KitWithoutSource", "source")],
 )
 def test_a_forgotten_fixture_is_named(kit: str, fixture: str, outcomes: Outcomes) -> None:
     """An author who gave no fixture is told which, and where to read about it."""
@@ -125,3 +125,6 @@ def test_a_promise_without_the_means_to_test_it_is_an_error(outcomes: Outcomes) 
     messages = {why for verdict, why in found.values() if verdict in ("error", "failed")}
     for capability, field in (("bounded", "fill"), ("rejects", "poison"), ("interruptible", "interrupt")):
         assert any(f"Capabilities({capability}=True) needs Destination.{field}" in message for message in messages)
+    (verdict,) = set(outcomes["KitOfNoTrouble"].values())
+    assert verdict[0] == "error"
+    assert "Capabilities(interruptible=True) needs Storage.interrupt" in verdict[1]

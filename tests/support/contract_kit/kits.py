@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from datetime import timedelta
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from owm_outbox import Outbox, Page, Run, Sink
-from owm_outbox.testing import Capabilities, Destination, JobContract, OutboxContract, SinkContract, Source, full_disk
+from owm_outbox import Page, Run, Sink
+from owm_outbox.testing import (
+    Capabilities,
+    Destination,
+    JobContract,
+    OutboxContract,
+    SinkContract,
+    Source,
+    Storage,
+    full_disk,
+)
 from owm_outbox_backends.memory import MemoryOutbox
 
 from support.contract_kit import (  # noqa: F401 - each registers its broken backends
@@ -118,11 +125,6 @@ class _WithAClock(OutboxContract):
         """Give the clock that the outbox goes by."""
         return Clock()
 
-    @pytest.fixture
-    def turn_clock(self, clock: Clock) -> Callable[[timedelta], None]:
-        """Turn it."""
-        return clock.turn
-
 
 class KitSqliteContract(_WithAClock):
     """The contract of an outbox in a file."""
@@ -131,14 +133,13 @@ class KitSqliteContract(_WithAClock):
     backend: type[HastySqliteOutbox] = HastySqliteOutbox
 
     @pytest.fixture
-    def open_outbox(self, tmp_path: Path, clock: Clock) -> Callable[[], Outbox]:
-        """Open the same file each time."""
-        return lambda: self.backend(tmp_path / "tasks.db", clock.now)
-
-    @pytest.fixture
-    def interrupt(self, tmp_path: Path) -> Callable[[], AbstractContextManager[object]]:
-        """Let there be no room for the WAL."""
-        return lambda: full_disk(tmp_path / "tasks.db-wal")
+    def storage(self, tmp_path: Path, clock: Clock) -> Storage:
+        """Open the same file each time; leave no room for its WAL."""
+        return Storage(
+            open=lambda: self.backend(tmp_path / "tasks.db", clock.now),
+            interrupt=lambda: full_disk(tmp_path / "tasks.db-wal"),
+            turn_clock=clock.turn,
+        )
 
 
 class KitMemoryContract(_WithAClock):
@@ -148,10 +149,10 @@ class KitMemoryContract(_WithAClock):
     backend: type[MemoryOutbox] = MemoryOutbox
 
     @pytest.fixture
-    def open_outbox(self, clock: Clock) -> Callable[[], Outbox]:
+    def storage(self, clock: Clock) -> Storage:
         """Give the same object each time."""
         outbox = self.backend(now=clock.now)
-        return lambda: outbox
+        return Storage(open=lambda: outbox, turn_clock=clock.turn)
 
 
 class KitCatalogueContract(JobContract):
@@ -177,6 +178,15 @@ class KitWithoutSource(JobContract):
     """A subclass whose author forgot the fixture."""
 
 
+class KitOfNoTrouble(KitSqliteContract):
+    """An outbox that can be interrupted by nobody, but says so."""
+
+    @pytest.fixture
+    def storage(self, tmp_path: Path, clock: Clock) -> Storage:
+        """Open a file."""
+        return Storage(open=lambda: self.backend(tmp_path / "tasks.db", clock.now))
+
+
 class KitOfALittleSource(KitCatalogueContract):
     """A source of one page, without bad records, that nobody can make fail."""
 
@@ -196,7 +206,7 @@ class KitWithoutDestination(SinkContract):
     """A subclass whose author forgot the fixture."""
 
 
-class KitWithoutOutbox(OutboxContract):
+class KitWithoutStorage(OutboxContract):
     """A subclass whose author forgot the fixture."""
 
 
@@ -234,7 +244,7 @@ WHOLE = {
     for kit in (
         *HONEST,
         KitWithoutDestination,
-        KitWithoutOutbox,
+        KitWithoutStorage,
         KitWithoutSource,
         KitOfLittle,
         KitOfALittleSource,
