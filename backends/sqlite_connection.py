@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -81,7 +82,7 @@ class Database:
 
     def connect(self, **options: object) -> sqlite3.Connection:
         """Open another connection to the file."""
-        uri = f"file:{quote(str(self.path))}?mode=rw"
+        uri = f"file:{quote(os.fsencode(self.path))}?mode=rw"
         return sqlite3.connect(uri, uri=True, timeout=self._timeout, **options)  # type: ignore[call-overload, no-any-return]  # as sqlite3.connect takes them
 
     @contextmanager

@@ -96,7 +96,7 @@ class DatabaseFile:
 
     def _refuse_foreign(self, application_id: int) -> None:
         """Read the header through SQLite, as a file that nobody changes, so that a foreign one stays as it is."""
-        uri = f"file:{quote(str(self.path))}?mode=ro&immutable=1"
+        uri = f"file:{quote(os.fsencode(self.path))}?mode=ro&immutable=1"
         try:
             with closing(sqlite3.connect(uri, uri=True)) as connection:
                 found = connection.execute("PRAGMA application_id").fetchone()[0]

@@ -46,6 +46,16 @@ def _append(outbox: SqliteOutbox, run: RunRecord, *numbers: int) -> Stored:
     return outbox.append(parcels, key=lambda parcel: parcel.number, run=run.id, checkpoint=b"new")
 
 
+def test_a_name_may_be_any_bytes(tmp_path: Path) -> None:
+    """A name that is not UTF-8, as of an 8-bit locale, is the same file to us and to SQLite."""
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9 %41?#.db"))
+    for _ in range(2):
+        with SqliteOutbox(path) as outbox, outbox.lock():
+            outbox.start_run("parcels")
+    assert {os.fsencode(file.name) for file in tmp_path.iterdir()} >= {b"caf\xe9 %41?#.db"}
+    assert all(file.name.startswith(path.name) for file in tmp_path.iterdir())
+
+
 def test_only_the_owner_can_read_it(outbox: SqliteOutbox, path: Path) -> None:
     """The file, its WAL and its lock are readable and writable by their owner only, whatever the umask."""
     outbox.start_run("parcels")
