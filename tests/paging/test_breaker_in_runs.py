@@ -256,13 +256,13 @@ def test_a_new_token_is_tried_at_once(file: Outbox, service: Misbehaving, tmp_pa
     """20 refusals of a wrong token keep back no request with the right one, and the outbox names neither."""
 
     def guarded(exchange: Exchange) -> None:
-        (good if exchange.request.headers.get("Authorization") == "Bearer right-4f1e" else status(401))(exchange)
+        (good if exchange.request.headers.get("Authorization") == "Bearer right-hush" else status(401))(exchange)
 
     service.misbehave(guarded)
-    while "circuit breaker is open" not in produce(service, file, tmp_path / "out", api_token="wrong-4f1e").line:  # noqa: S106
+    while "circuit breaker is open" not in produce(service, file, tmp_path / "out", api_token="wrong-hush").line:  # noqa: S106
         pass
-    assert produce(service, file, tmp_path / "out", api_token="right-4f1e").code == 0  # noqa: S106
-    assert all(b"-4f1e" not in path.read_bytes() for path in tmp_path.iterdir())
+    assert produce(service, file, tmp_path / "out", api_token="right-hush").code == 0  # noqa: S106
+    assert all(b"-hush" not in path.read_bytes() for path in tmp_path.iterdir())
 
 
 def test_a_run_after_a_clock_that_was_ahead_completes(file: Outbox, service: Misbehaving, tmp_path: Path) -> None:
