@@ -59,13 +59,18 @@ def make_options(job: type[Job[Any]], ctx: click.Context, **instead: Any) -> Any
     """Build the job's ``Options`` from what click collected and from the secrets in the environment.
 
     :param instead: values that replace what was collected.
-    :raises ConfigurationError: a value does not fit its field.
+    :raises ConfigurationError: a value does not fit its field, or one that has no default is missing.
     """
     values = {field.name: ctx.params[field.name] for field in _fields(job) if _is_given(field.name, ctx)}
     for name, variable, _ in secrets(job):
         if os.environ.get(variable):
             values[name] = os.environ[variable]
     values |= instead
+    for field in _fields(job):
+        if field.required and field.name not in values:
+            flag, variable = f"--{field.name.replace('_', '-')}", f"{prefix(job.name)}_{field.name.upper()}"
+            ways = f"set {variable}" if _meta(field).get("secret") else f"give {flag} or set {variable}"
+            raise ConfigurationError(f"job {job.name!r} needs its option {field.name!r}: {ways}")
     try:
         return msgspec.convert(values, job.Options, strict=False)
     except msgspec.ValidationError as error:

@@ -246,3 +246,12 @@ def test_a_table_that_cannot_be_read_is_tried_again(site: Path, database: Path, 
         db.execute("BEGIN EXCLUSIVE")
         assert "database is locked" in call.run("--database", str(database)).line
     assert call.run("--database", str(database)).code == 0
+
+
+@pytest.mark.parametrize(("job", "option"), [("orders", "database"), ("invoices", "api_url")])
+def test_an_option_without_a_default_is_asked_for(job: str, option: str, site: Path, tmp_path: Path) -> None:
+    """What has to be given is named with its flag and its variable."""
+    outcome = Call(site, tmp_path, f"jsonl:{tmp_path}/out", job).run()
+    flag, variable = f"--{option.replace('_', '-')}", f"{job.upper()}_{option.upper()}"
+    assert (outcome.code, outcome.out) == (78, "")
+    assert outcome.line == f"owm-outbox: job {job!r} needs its option {option!r}: give {flag} or set {variable}"
