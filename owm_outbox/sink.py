@@ -45,7 +45,8 @@ def pausing_with(wait: Callable[[float], bool]) -> Iterator[None]:
 class Sink(ABC):
     """Takes batches to where the workers read. It says what happened; the relay alone decides what follows.
 
-    A sink that retries by itself waits with `pause`. One without retries of its own needs nothing of the kind.
+    A sink that retries by itself waits with `pause`. One without retries of its own needs nothing of the kind. Only one
+    thread at a time uses it, but not always the one that made it: a service opens and closes it on another.
     """
 
     trimmed: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from owm_outbox.entry import Key
@@ -47,10 +48,11 @@ class JobTasks(JobFixtures):
         assert not shared, f"{some(shared)} ids belong to several tasks: make them with run.task_id(key)"
 
     def test_a_page_holds_what_it_should(self, source: Source, outbox: Outbox) -> None:
-        """A page's checkpoint is bytes; its bad records have bytes, and a reason in one line; its total is a number."""
+        """A page has a sequence of tasks, a checkpoint in bytes, and bad records in bytes, each with a reason."""
 
         def look(page: Page[Any], stored: bool) -> None:
             for what, value, kind in (
+                ("tasks", page.tasks, Sequence),
                 ("checkpoint", page.checkpoint, bytes),
                 ("expected", page.expected, int),
                 *(("missing", number, int) for number in page.missing),

@@ -97,6 +97,25 @@ class SinkSharing(SinkFixtures):
                 assert sink.mark(outbox_id) == (last if self.capabilities.holds_mark else None)
         assert len(held) == 30 * len(ids)
 
+    def test_it_may_be_used_on_another_thread(self, destination: Destination, outbox_id: str) -> None:
+        """A service opens and closes a sink on its main thread, and its relay sends on one of its own."""
+        first, *others = parcel_batches(outbox_id, 3, 3, 3)
+
+        def send(_: int, __: threading.Barrier) -> None:
+            for batch in others:
+                sink.mark(outbox_id)
+                sink.send(batch)
+
+        sink = destination.open()
+        sink.mark(outbox_id)
+        sink.send(first)
+        try:
+            in_threads(1, send)
+        except Exception as error:
+            pytest.fail(f"used on another thread than the one that opened it, the sink failed: {error}")
+        sink.close()
+        assert list(destination.payloads()) == payloads(first, *others)
+
     def test_it_survives_the_object(self, destination: Destination, outbox_id: str) -> None:
         """What a sink holds, and its mark, is there for the next one that is opened on the same destination."""
         self.capabilities.need("durable")

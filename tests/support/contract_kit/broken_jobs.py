@@ -87,6 +87,15 @@ class CheckpointsAreText(CatalogueJob):
         return replace(super().page(run, records, after), checkpoint=str(after))  # type: ignore[arg-type]  # which is what is wrong
 
 
+@caught_by("test_a_page_holds_what_it_should", "a generator: give Sequence")
+class TasksAreMadeOnce(CatalogueJob):
+    """Gives a page a generator of tasks, of which whoever looks first leaves nothing to the next."""
+
+    def page(self, run: Run, records: Sequence[Record], after: int) -> Page[Ware]:
+        page = super().page(run, records, after)
+        return replace(page, tasks=(task for task in page.tasks))  # type: ignore[arg-type]  # which is what is wrong
+
+
 @caught_by("test_a_page_holds_what_it_should", "say what is wrong with the record")
 class RejectsWithoutWords(CatalogueJob):
     """Does not say why a record is not a task."""

@@ -103,6 +103,13 @@ class WritesBackEveryMark(HonestSink):
             raise MarkConflict(held)
 
 
+@caught_by("test_it_may_be_used_on_another_thread", "used on another thread than the one that opened it")
+class BelongsToItsThread(LedgerSink):
+    """Has a connection that only the thread which opened it may use, as sqlite3's do if nobody asks otherwise."""
+
+    one_thread = True
+
+
 @caught_by("test_it_survives_the_object")
 class ForgetsOnClose(LedgerSink):
     """Removes what it held."""

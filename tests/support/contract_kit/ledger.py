@@ -20,6 +20,8 @@ _TABLES = """
 class LedgerSink(Sink):
     """Does all that the contract asks, with a table of entries and one of marks."""
 
+    one_thread = False
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._connection: sqlite3.Connection | None = None
@@ -72,7 +74,9 @@ class LedgerSink(Sink):
         """Give the connection; whatever goes wrong with it means that the sink is not available."""
         try:
             if self._connection is None:
-                self._connection = sqlite3.connect(self.path, isolation_level=None, timeout=10)
+                self._connection = sqlite3.connect(
+                    self.path, isolation_level=None, timeout=10, check_same_thread=self.one_thread
+                )
                 self._connection.execute("PRAGMA journal_mode = WAL")
                 self._connection.execute("PRAGMA synchronous = OFF")  # no power is cut here
                 self._connection.executescript(_TABLES)
