@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from owm_outbox import Batch, MarkConflict, Sink, SinkUnavailable
 
 __all__ = ["LedgerSink", "ledger_payloads", "lose_ledger"]
+
+_OPENING = threading.Lock()
 
 _TABLES = """
     CREATE TABLE IF NOT EXISTS entries (number INTEGER PRIMARY KEY AUTOINCREMENT, payload BLOB NOT NULL);
@@ -74,15 +77,18 @@ class LedgerSink(Sink):
         """Give the connection; whatever goes wrong with it means that the sink is not available."""
         try:
             if self._connection is None:
-                self._connection = sqlite3.connect(
-                    self.path, isolation_level=None, timeout=10, check_same_thread=self.one_thread
-                )
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                self._connection.execute("PRAGMA synchronous = OFF")  # no power is cut here
-                self._connection.executescript(_TABLES)
+                with _OPENING:  # of several that turn it into a WAL database at once, all but one would fail
+                    self._connection = self._open()
             yield self._connection
         except sqlite3.Error as error:
             raise SinkUnavailable(f"{self.path} cannot be used ({error})") from error
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, isolation_level=None, timeout=10, check_same_thread=self.one_thread)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = OFF")  # no power is cut here
+        connection.executescript(_TABLES)
+        return connection
 
     @contextmanager
     def transaction(self, connection: sqlite3.Connection) -> Iterator[None]:
