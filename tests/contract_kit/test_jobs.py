@@ -28,12 +28,12 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 
 
 class TestOwmJob(JobContract):
-    """The producer, which reads ten pages of an API, two at once."""
+    """The producer, which reads six pages of an API, two at once."""
 
     @pytest.fixture
     def service(self) -> Iterator[Misbehaving]:
-        """Serve 30 cities, of which one is off the map."""
-        with misbehaving(made_up(30)) as service:
+        """Serve 18 cities, of which one is off the map."""
+        with misbehaving(made_up(18)) as service:
             service.records[7] = record(8, latitude=91)
             yield service
 
@@ -54,7 +54,7 @@ class TestOwmJob(JobContract):
             service.heal()
 
         options = OwmJob.Options(api_url=service.url, api_limit=3, concurrency=2, retry_wait=0.001)
-        cities = [number for number in range(1, 31) if number != 8]
+        cities = [number for number in range(1, 19) if number != 8]
         return Source(lambda: OwmJob(options), cities, invalid=1, failing=failing)
 
 

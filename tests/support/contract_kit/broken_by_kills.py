@@ -15,7 +15,7 @@ from owm_outbox import Batch, Mark, NewEntry, RunReport, SinkUnavailable, StateS
 from support.contract_kit.ledger import LedgerSink
 from support.contract_kit.lines import LinesSink
 from support.contract_kit.outboxes import HastySqliteOutbox
-from support.contract_kit.registry import caught_by
+from support.contract_kit.registry import caught_by, sync
 
 # sinks
 
@@ -97,6 +97,7 @@ class WritesInTheBackground(LedgerSink):
         """Write what is waiting, on a connection of its own."""
         with LedgerSink(self.path) as own:
             while batch := self.waiting.get():
+                sync()
                 own.send(batch)
 
     def settle(self) -> None:
