@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -13,8 +12,6 @@ from owm_outbox.run import Run
 
 __all__ = ["Extraction"]
 
-log = logging.getLogger("owm_outbox.relay")
-
 
 class Extraction:
     """One call's way from a job to the outbox."""
@@ -24,8 +21,6 @@ class Extraction:
         self.missing: Sequence[int] = ()
         self._job = job
         self._short = f"short:{run.job}"
-        if run.state.get(self._short) == run.id.encode():
-            run.checkpoint = None  # what is stored already is not stored again
 
     def pages(self) -> Generator[Page[Any]]:
         """Yield the job's pages.
@@ -36,11 +31,13 @@ class Extraction:
         name = self.run.job
         pages = None
         try:
+            self._begin_again_if_short()
             pages = iter(self._job.pages(self.run))
             while True:
                 page = next(pages, None)
                 self.run.stop.check()
                 if page is None:
+                    self._note_whether_short()
                     return
                 if not isinstance(page, Page):
                     raise JobError(f"job {name!r} yielded a {type(page).__name__}, not a Page")
@@ -93,23 +90,30 @@ class Extraction:
             return TryAgainLater(
                 f"job {run.job!r}: {pages} could not be fetched ({shown}); the next run retries only those"
             )
-        if run.expected is not None and run.accounted < run.expected:
-            self._note_short()
+        if self._is_short:
             return TryAgainLater(
                 f"job {run.job!r}: expected {run.expected} distinct tasks, got {run.accounted}; "
                 "the next run reads all of it once more"
             )
         return None
 
-    def _note_short(self) -> None:
-        """Let the next call begin without a checkpoint: what lies before this one may have been cut short.
+    @property
+    def _is_short(self) -> bool:
+        return self.run.expected is not None and self.run.accounted < self.run.expected
+
+    def _note_whether_short(self) -> None:
+        """Let the next call begin without a checkpoint if pages are over too early: what lies before may be cut short.
 
         It also asks the source anew how many there are: a row may have been deleted after the job had counted it.
         """
-        try:
+        if self._is_short and not self.missing:
             self.run.state.set(self._short, self.run.id.encode())
-        except OwmOutboxError as error:
-            log.info("that the run lacks tasks could not be noted: %s", error)
+
+    def _begin_again_if_short(self) -> None:
+        """Forget the checkpoint, once: if this call is interrupted, the next one continues where it was."""
+        if self.run.state.get(self._short) == self.run.id.encode():
+            self.run.state.set(self._short, b"")
+            self.run.checkpoint = None  # what is stored already is not stored again
 
 
 def _job_error(job: Job[Any], error: Exception) -> JobError:

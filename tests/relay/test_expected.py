@@ -14,7 +14,19 @@ from typing import Any
 
 import pytest
 
-from owm_outbox import Batch, Job, Outbox, OutboxRelay, Page, Run, RunIncomplete, RunReport, Sink, SinkUnavailable
+from owm_outbox import (
+    Batch,
+    Job,
+    Outbox,
+    OutboxRelay,
+    Page,
+    Run,
+    RunIncomplete,
+    RunReport,
+    Sink,
+    SinkUnavailable,
+    SourceUnavailable,
+)
 from owm_outbox_backends.jsonl import JsonLinesSink
 from owm_outbox_backends.memory import MemoryOutbox
 
@@ -54,6 +66,15 @@ class Table(Job[Row]):
                 tasks = [Row(str(run.task_id(number)), number) for number in numbers]
                 yield Page(tasks, checkpoint=str(last).encode(), expected=count)
                 self.after(last)
+
+
+class EndsEarly(Table):
+    """Leaves out the last row of each full page, and goes on behind it."""
+
+    def pages(self, run: Run) -> Iterator[Page[Row]]:
+        """Yield nine rows of ten."""
+        for page in super().pages(run):
+            yield Page(page.tasks[:9], page.checkpoint, expected=page.expected)
 
 
 @pytest.fixture
@@ -116,17 +137,34 @@ def test_a_row_deleted_while_the_job_reads_holds_a_run_up_once(table: Path, sink
 
 def test_a_source_that_ended_too_early_is_read_to_its_end(table: Path, sink: Sink, tmp_path: Path) -> None:
     """What a first call did not get, although its checkpoint is beyond it, the next one gets, and sends that alone."""
-
-    class EndsEarly(Table):
-        def pages(self, run: Run) -> Iterator[Page[Row]]:
-            for page in super().pages(run):
-                yield Page(page.tasks[:9], page.checkpoint, expected=page.expected)
-
     outbox = MemoryOutbox()
     assert "expected 35 distinct tasks, got 32" in str(_run(EndsEarly(table), outbox, sink))
     report = _run(Table(table), outbox, sink)
     assert isinstance(report, RunReport)
     assert (report.resumed, report.extracted, report.delivered) == (True, 35, 3)
+    assert sorted(_sent(tmp_path)) == list(range(1, 36))
+
+
+def test_a_source_that_ended_too_early_while_the_sink_was_down(table: Path, sink: Sink, tmp_path: Path) -> None:
+    """The sink's failure is what is reported; the next call reads the source from its start all the same."""
+    outbox = MemoryOutbox()
+    assert _run(EndsEarly(table), outbox, Down()) == "the sink is down"
+    assert isinstance(_run(Table(table), outbox, sink), RunReport)
+    assert sorted(_sent(tmp_path)) == list(range(1, 36))
+
+
+def test_a_second_reading_that_is_interrupted_is_continued(table: Path, sink: Sink, tmp_path: Path) -> None:
+    """It begins at the start once, not in each call until one gets through."""
+
+    def fail(last: int) -> None:
+        if last == 20:
+            raise SourceUnavailable("the source is gone")
+
+    outbox, interrupted, last = MemoryOutbox(), Table(table, after=fail), Table(table)
+    _run(EndsEarly(table), outbox, sink)
+    assert _run(interrupted, outbox, sink) == "the source is gone"
+    assert isinstance(_run(last, outbox, sink), RunReport)
+    assert (interrupted.pages_read, last.pages_read) == (2, 2)
     assert sorted(_sent(tmp_path)) == list(range(1, 36))
 
 
