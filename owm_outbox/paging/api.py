@@ -19,10 +19,10 @@ from owm_outbox.paging.breaker import Breaker
 from owm_outbox.paging.chain import Chain
 from owm_outbox.paging.client import Client, RequestFailed
 from owm_outbox.paging.limiter import Limiter
-from owm_outbox.paging.options import ApiOptions, ApiPage
+from owm_outbox.paging.options import ApiOptions, ApiPage, PagedApiOptions
 from owm_outbox.paging.plan import Plan
 from owm_outbox.paging.prefetch import Prefetch
-from owm_outbox.paging.step import Step
+from owm_outbox.paging.step import Failure, Step
 from owm_outbox.paging.styles import Cursors, LinkHeader, Offsets, PageNumbers, Style
 from owm_outbox.run import Run
 from owm_outbox.task import InvalidRecord
@@ -129,23 +129,15 @@ class PagedApi(Generic[R, T]):
         self._breaker = self._make_breaker(run.state, self._url, options.api_token)
         plan = self._plan(run)
         group: _Group[T] = _Group()
-        refused: bool | None = False  # None: not all pages are
         try:
             while plan.next_round(run.accounted):
                 for step, call in self._ahead.outcomes(plan.steps(), run.stop):
                     try:
                         page = call.result()
                     except RequestFailed as error:
-                        if error.fix is None or refused is None or step.beyond:
-                            refused = None
-                        elif refused or not plan.came:
-                            raise ConfigurationError(f"{error}: check {error.fix}") from error
-                        else:
-                            refused = True  # a second time, and it is not this page alone
                         absent = error.status in _NO_SUCH_PAGE
-                        plan.failed(step.number, str(error), no_such_page=absent, unreachable=error.unreachable)
+                        plan.failed(step.number, Failure(str(error), absent, error.unreachable, error.fix))
                     else:
-                        refused = None
                         # Made at once, not all together before a commit: the threads would wait that long.
                         tasks = list(map(self._task, page.records))
                         if plan.fetched(step.number, page, run.accounted):
@@ -167,8 +159,8 @@ class PagedApi(Generic[R, T]):
         second_pass, checkpoint = options.second_pass, run.checkpoint
         if isinstance(self._style, Cursors | LinkHeader):
             return Chain(url, options.api_limit, second_pass=second_pass, checkpoint=checkpoint)
-        first = getattr(options, "first_page", 0) if isinstance(self._style, PageNumbers) else 0
         by_offset = isinstance(self._style, Offsets)
+        first = options.first_page if isinstance(options, PagedApiOptions) and not by_offset else 0
         return Plan(url, options.api_limit, first, second_pass=second_pass, by_offset=by_offset, checkpoint=checkpoint)
 
     # -- one page, on any thread

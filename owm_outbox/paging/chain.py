@@ -10,7 +10,7 @@ import msgspec
 
 from owm_outbox.errors import ConfigurationError, SourceUnavailable
 from owm_outbox.paging.options import ApiPage
-from owm_outbox.paging.step import Step
+from owm_outbox.paging.step import Failure, Step
 
 __all__ = ["Chain"]
 
@@ -29,7 +29,6 @@ class _Progress(msgspec.Struct):
     passes: int = 0  # how often all pages were read again
     received: int = 0  # records in this pass, repeated ones among them
     found_before: int | None = None  # distinct records when this pass began, if it is not the first
-    came: bool = False  # at least one page was fetched
 
 
 class Chain:
@@ -55,6 +54,7 @@ class Chain:
         if (saved.url, saved.limit) == (url, limit):
             self._progress = saved
         self._resumed = self._progress.after is not None  # and nothing was fetched since
+        self._answered = False  # in this call
         self._under_way = False
         self._distinct: int | None = None
         self._seen: set[str | int | None] = {self._progress.after}  # in this pass
@@ -69,11 +69,6 @@ class Chain:
         return self._progress.total if self._distinct is None else self._distinct
 
     @property
-    def came(self) -> bool:
-        """Whether any page was fetched, in this call or an earlier one."""
-        return self._progress.came
-
-    @property
     def read_all(self) -> bool:
         """Whether the last page was fetched."""
         return self._progress.end_found
@@ -84,7 +79,7 @@ class Chain:
         return not self._progress.end_found
 
     def next_round(self, accounted: int) -> bool:
-        """Begin the next pass; return whether there is one. If not, the checkpoint is fit for the next call."""
+        """Begin the next pass; return whether there is one."""
         progress = self._progress
         if not progress.end_found:
             return True
@@ -96,13 +91,13 @@ class Chain:
             found = "the API's total of %d counts records twice: all pages, read twice, hold %d distinct ones"
             log.warning(found, total, accounted)
             return False
-        again = not progress.passes
-        if again and accounted < total:
+        if progress.passes:
+            return False
+        if accounted < total:
             log.warning("got %d of %d records: reading all pages again", accounted, total)
         progress.after, progress.number, progress.received, progress.end_found = None, 0, 0, False
-        progress.passes = 1 if again else 0  # for the next call, which reads all pages again
-        progress.found_before, self._seen = accounted, {None}
-        return again
+        progress.passes, progress.found_before, self._seen = 1, accounted, {None}
+        return True
 
     def steps(self) -> Iterator[Step | None]:
         """Yield the pages one by one, ``None`` while one is under way."""
@@ -131,21 +126,24 @@ class Chain:
             raise SourceUnavailable(f"{progress.url} names a page as the next one that was there before: {following!r}")
         self._under_way = self._resumed = False
         self._seen.add(following)
-        progress.came = True
+        self._answered = True
         progress.after, progress.number, progress.end_found = following, number + 1, following is None
         progress.total = progress.total if page.total is None else page.total
         progress.received += count
         return count > 0
 
-    def failed(self, number: int, reason: str, *, no_such_page: bool = False, unreachable: bool = False) -> None:
+    def failed(self, number: int, failure: Failure) -> None:
         """Start from the first page if the one to continue with is not known any more.
 
+        :raises ConfigurationError: the API refuses it, and gave no other page in this call.
         :raises SourceUnavailable: in all other cases.
         """
         progress = self._progress
         self._under_way = False
-        if not (self._resumed and no_such_page):
-            raise SourceUnavailable(f"{reason}; the next run continues with this page")
-        log.warning("%s: reading from the first page again", reason)
+        if not (self._resumed and failure.no_such_page):
+            if failure.fix is not None and not self._answered:
+                raise ConfigurationError(f"{failure.reason}: check {failure.fix}")
+            raise SourceUnavailable(f"{failure.reason}; the next run continues with this page")
+        log.warning("%s: reading from the first page again", failure.reason)
         self._resumed, self._seen = False, {None}
         progress.after, progress.number, progress.received = None, 0, 0

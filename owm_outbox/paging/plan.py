@@ -14,9 +14,9 @@ from typing import Any
 
 import msgspec
 
-from owm_outbox.errors import SourceUnavailable
+from owm_outbox.errors import ConfigurationError, SourceUnavailable
 from owm_outbox.paging.options import ApiPage
-from owm_outbox.paging.step import Step
+from owm_outbox.paging.step import Failure, Step
 
 __all__ = ["Plan"]
 
@@ -80,6 +80,7 @@ class Plan:
             self._progress = saved
         self._forward: bool | None = None  # whether this round reads the pages in order; None: before the first
         self._distinct: int | None = None  # how many records there are, where the total counts some of them twice
+        self._refused: int | None = 0  # pages that the API refused, all that were asked for; None: not all were
         self._start()
 
     def _start(self) -> None:
@@ -110,19 +111,14 @@ class Plan:
         return sorted({*progress.failed, *to_come}) if progress.failed else to_come
 
     @property
-    def came(self) -> bool:
-        """Whether any page was fetched, in this call or an earlier one."""
-        return self._progress.came
-
-    @property
     def read_all(self) -> bool:
         """Whether pages were fetched and none failed."""
-        return self.came and not self._progress.failed
+        return self._progress.came and not self._progress.failed
 
     # -- rounds
 
     def next_round(self, accounted: int) -> bool:
-        """Begin the next round; return whether there is one. If not, the checkpoint is fit for the next call."""
+        """Begin the next round; return whether there is one."""
         progress = self._progress
         self._under_way = 0
         if not progress.end_found:
@@ -132,9 +128,6 @@ class Plan:
         elif self._needs_pass(accounted):
             self._begin_pass(accounted)
         else:
-            if not progress.failed and self._distinct is None and accounted < (progress.total or 0):
-                self._begin_pass(accounted)  # for the next call: it reads all pages again
-                progress.passes = 0
             return False
         return True
 
@@ -208,6 +201,7 @@ class Plan:
         progress = self._progress
         self._under_way -= 1
         self._answered = progress.came = True
+        self._refused = None
         count = len(page.records) + len(page.invalid)
         if self._forward:
             if self._repeats(number, page, count):
@@ -236,31 +230,41 @@ class Plan:
             progress.end_found = True
         return count > 0
 
-    def failed(self, number: int, reason: str, *, no_such_page: bool = False, unreachable: bool = False) -> None:
+    def failed(self, number: int, failure: Failure) -> None:
         """Set a page aside, or take it for the end.
 
         :raises SourceUnavailable: nothing was fetched at all.
+        :raises ConfigurationError: the API refuses the first page that the run asks for, or the first two of this call.
         """
         progress = self._progress
         self._under_way -= 1
         beyond = self._beyond(number)
+        self._check_refusal(failure, beyond=beyond)
         if not self._forward:
-            if no_such_page and beyond:
+            if failure.no_such_page and beyond:
                 progress.failed.remove(number)
                 return
-            log.error("page %d could not be fetched: %s", number, reason)
-            self._absent |= {number} if no_such_page else set()
-        elif no_such_page and beyond:
+            log.error("page %d could not be fetched: %s", number, failure.reason)
+            self._absent |= {number} if failure.no_such_page else set()
+        elif failure.no_such_page and beyond:
             progress.next_page, progress.end_found = number + 1, True
-        elif not progress.came and (unreachable or progress.failed):
+        elif not progress.came and (failure.unreachable or progress.failed):
             # The next call starts from the first page: what failed here was perhaps all there is.
             progress.next_page, progress.failed = self._first, []
-            raise SourceUnavailable(f"{reason}: nothing could be read; run again later")
+            raise SourceUnavailable(f"{failure.reason}: nothing could be read; run again later")
         else:
-            log.warning("page %d is set aside: %s", number, reason)
+            log.warning("page %d is set aside: %s", number, failure.reason)
             progress.failed.append(number)
             progress.next_page = number + 1
             progress.end_found = beyond and not progress.overrun  # until it is tried once more
+
+    def _check_refusal(self, failure: Failure, *, beyond: bool) -> None:
+        if self._refused is None or failure.fix is None or beyond:
+            self._refused = None
+            return
+        self._refused += 1
+        if self._refused > 1 or not self._progress.came:  # an API that answered before may refuse this page alone
+            raise ConfigurationError(f"{failure.reason}: check {failure.fix}")
 
     def _repeats(self, number: int, page: ApiPage[Any], count: int) -> bool:
         """Take a page that was there before for the end, if the total says so; one like the last page if two are."""

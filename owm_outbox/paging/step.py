@@ -1,10 +1,10 @@
-"""What a plan decides: a page to fetch."""
+"""What a plan decides, a page to fetch, and what it learns where that failed."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["Step"]
+__all__ = ["Failure", "Step"]
 
 
 class Step(NamedTuple):
@@ -19,3 +19,19 @@ class Step(NamedTuple):
     beyond: bool = False
     size: int = 0
     after: str | int | None = None
+
+
+class Failure(NamedTuple):
+    """Why a page could not be fetched, after all attempts.
+
+    :param reason: one line.
+    :param no_such_page: the API says that the page does not exist.
+    :param unreachable: nothing answered at all.
+    :param fix: what to check, if the API refuses such requests: it is a matter of configuration unless another page
+        fares better.
+    """
+
+    reason: str
+    no_such_page: bool = False
+    unreachable: bool = False
+    fix: str | None = None

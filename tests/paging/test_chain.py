@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from owm_outbox import SourceUnavailable
+from owm_outbox import ConfigurationError, SourceUnavailable
 from owm_outbox.paging import ApiPage
 from owm_outbox.paging.chain import Chain
+from owm_outbox.paging.step import Failure
 
-URL = "http://api/cities/"
+from support.plans import BROKEN, NOT_FOUND, REFUSED, URL
 
 
 @dataclass
@@ -22,14 +23,17 @@ class Reading:
     total: int | None = None
     second_pass: bool = False
     fails: int | None = None  # the page that does
-    expired: bool = False  # whether the API says that there is no such page
+    failure: Failure = BROKEN
     asked: list[str | int | None] = field(default_factory=list)
     found: set[int] = field(default_factory=set)
     checkpoint: bytes | None = None
     expected: int | None = None
+    ended: bool = False
 
     def call(self, most: int = 100) -> Reading:
-        """Make one call, that ends after this many pages at the latest."""
+        """Make one call, that ends after this many pages at the latest; as a relay does, see the other `Reading`."""
+        if self.short and self.ended:
+            self.checkpoint = None
         chain = Chain(URL, 3, second_pass=self.second_pass, checkpoint=self.checkpoint)
         try:
             while chain.next_round(len(self.found)):
@@ -41,14 +45,14 @@ class Reading:
                     self._read(chain, step.number, step.after)
                     self.checkpoint = chain.checkpoint()
         finally:
-            self.checkpoint, self.expected = chain.checkpoint(), chain.expected
+            self.checkpoint, self.expected, self.ended = chain.checkpoint(), chain.expected, chain.read_all
         return self
 
     def _read(self, chain: Chain, number: int, after: str | int | None) -> None:
         self.asked.append(after)
         begins = int(after or 0)
         if begins == self.fails:
-            return chain.failed(number, "it failed", no_such_page=self.expired)
+            return chain.failed(number, self.failure)
         records, ends = self.records[begins : begins + 3], begins + 3
         page = ApiPage(records, total=self.total, next=ends if ends < len(self.records) else None)
         if chain.fetched(number, page, len(self.found)):
@@ -58,7 +62,12 @@ class Reading:
     @property
     def complete(self) -> bool:
         """Whether a relay would say so."""
-        return self.found == set(self.records) and len(self.found) >= (self.expected or 0)
+        return self.found == set(self.records) and not self.short
+
+    @property
+    def short(self) -> bool:
+        """Whether fewer records were found than there are."""
+        return len(self.found) < (self.expected or 0)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +109,7 @@ def test_a_page_that_fails_ends_the_call() -> None:
 
 def test_a_cursor_that_expired_is_one_that_was_kept() -> None:
     """One that the API has just given and does not know is a failure; after a break all pages are read again."""
-    reading = Reading(list(range(8)), fails=3, expired=True)
+    reading = Reading(list(range(8)), fails=3, failure=NOT_FOUND)
     with pytest.raises(SourceUnavailable):
         reading.call()
     with pytest.raises(SourceUnavailable):
@@ -108,6 +117,24 @@ def test_a_cursor_that_expired_is_one_that_was_kept() -> None:
     assert reading.asked == [None, 3, 3, None, 3]
     reading.fails = None
     assert reading.call().complete
+
+
+@pytest.mark.parametrize("refused", [None, 3], ids=["first page", "where it continues"])
+def test_a_source_that_refuses_the_first_page_of_a_call(refused: int | None) -> None:
+    """What it refuses first is a matter of configuration, also for a cursor that an earlier call was given."""
+    reading = Reading(list(range(8)), failure=REFUSED)
+    if refused:
+        reading.call(1)
+    reading.fails = refused or 0
+    with pytest.raises(ConfigurationError, match="it answered 401: check the API token"):
+        reading.call()
+
+
+def test_a_source_that_refuses_a_later_page_failed() -> None:
+    """It gave one with the same token and address just before."""
+    reading = Reading(list(range(8)), fails=3, failure=REFUSED)
+    with pytest.raises(SourceUnavailable, match="it answered 401; the next run continues with this page"):
+        reading.call()
 
 
 def test_a_total_that_is_too_large_is_looked_for_in_each_call() -> None:

@@ -3,114 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from owm_outbox import InvalidRecord, SourceUnavailable
+from owm_outbox import ConfigurationError, InvalidRecord, SourceUnavailable
 from owm_outbox.paging import ApiPage
 from owm_outbox.paging.plan import Plan
+from owm_outbox.paging.step import Failure
 
-URL = "http://api/cities/"
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A page that could not be fetched."""
-
-    no_such_page: bool = False
-    unreachable: bool = False
-
-
-NOT_FOUND, BROKEN, AWAY = Failure(no_such_page=True), Failure(), Failure(unreachable=True)
-
-Source = Callable[[int, int], ApiPage[int] | Failure]
-"""Answers a page, asked for the n-th time."""
-
-
-@dataclass
-class Reading:
-    """One run, over as many calls as it takes: one page under way at a time, each stored at once."""
-
-    source: Source
-    limit: int = 3
-    first_page: int = 0
-    second_pass: bool = False
-    asked: list[int] = field(default_factory=list)
-    beyond: list[int] = field(default_factory=list)
-    found: set[object] = field(default_factory=set)
-    checkpoint: bytes | None = None
-    expected: int | None = None
-    missing: Sequence[int] = ()
-
-    def call(self) -> Reading:
-        """Make one call."""
-        plan = Plan(URL, self.limit, self.first_page, second_pass=self.second_pass, checkpoint=self.checkpoint)
-        try:
-            self._read(plan)
-        finally:
-            self.checkpoint, self.missing = plan.checkpoint(), plan.missing
-            self.expected = self.expected if plan.expected is None else plan.expected
-        return self
-
-    def _read(self, plan: Plan) -> None:
-        while plan.next_round(len(self.found)):
-            for step in plan.steps():
-                assert step is not None, "nothing else is under way"
-                self.asked.append(step.number)
-                self.beyond += [step.number] if step.beyond else []
-                assert len(self.asked) < 200, "it does not end"
-                answer = self.source(step.number, self.asked.count(step.number))
-                if isinstance(answer, Failure):
-                    plan.failed(step.number, "it failed", **vars(answer))
-                elif plan.fetched(step.number, answer, len(self.found)):
-                    self.found.update(answer.records)
-                    self.found.update(record.payload for record in answer.invalid)
-                if not plan.going:
-                    break
-
-    @property
-    def complete(self) -> bool:
-        """Whether a relay would say so."""
-        return not self.missing and (self.expected is None or len(self.found) >= self.expected)
-
-
-def pages(
-    records: Iterable[int],
-    total: int | Callable[[int], int | None] | None = -1,
-    *,
-    size: int = 3,
-    first: int = 0,
-    limit: int | None = None,
-    bad: dict[int, Failure | Sequence[Failure]] | None = None,
-    beyond: Failure | None = None,
-    clamped: bool = False,
-) -> Source:
-    """Return a source of these records.
-
-    :param total: what it says; -1 for the truth, or a function of the number of records on the page.
-    :param bad: pages that fail, always or the first times.
-    :param beyond: how a page beyond the last one fails; it is empty by default.
-    :param clamped: whether it repeats the last one instead.
-    """
-    every = list(records)
-
-    def answer(number: int, attempt: int) -> ApiPage[int] | Failure:
-        failures = (bad or {}).get(number, ())
-        if isinstance(failures, Failure):
-            return failures
-        if attempt <= len(failures):
-            return failures[attempt - 1]
-        last = max(-(-len(every) // size) - 1, 0)
-        at = min(number - first, last) if clamped else number - first
-        if at > last and beyond is not None:
-            return beyond
-        found = every[at * size : (at + 1) * size]
-        said = total(len(found)) if callable(total) else len(every) if total == -1 else total
-        return ApiPage(found, (), said, limit)
-
-    return answer
+from support.plans import AWAY, BROKEN, NOT_FOUND, REFUSED, URL, Reading, Source, pages
 
 
 @pytest.mark.parametrize(
@@ -338,6 +240,37 @@ def test_a_total_that_changes_in_each_pass_is_warned_of(caplog: pytest.LogCaptur
     reading = Reading(lambda number, attempt: pages(range(9), 8 if number == 0 else 9)(number, attempt)).call()
     assert reading.asked == [0, 1, 2, 3] * 3
     assert "the API's total changed in each pass, to 9 now: a record may be missed" in caplog.text
+
+
+def test_a_source_that_refuses_the_first_page_of_all_is_a_matter_of_configuration() -> None:
+    """Nothing else is known of it: no other page is asked for."""
+    reading = Reading(pages(range(8), bad={0: REFUSED}))
+    with pytest.raises(ConfigurationError, match="it answered 401: check the API token"):
+        reading.call()
+    assert reading.asked == [0]
+
+
+def test_a_page_that_is_refused_alone_is_missing() -> None:
+    """The API gave others before: it may refuse this one only."""
+    reading = Reading(pages(range(8), bad={1: BROKEN})).call()
+    reading.asked.clear()
+    reading.source = pages(range(8), bad={1: REFUSED})
+    assert (list(reading.call().missing), reading.asked) == ([1], [1])
+
+
+def test_a_source_that_refuses_the_first_two_pages_of_a_call_is_a_matter_of_configuration() -> None:
+    """A token that expired since the last call refuses every page."""
+    refusing = pages(range(18), bad=dict.fromkeys(range(7), REFUSED))
+    reading = Reading(refusing, checkpoint=_version_0_1(next_page=2))
+    with pytest.raises(ConfigurationError, match="it answered 401: check the API token"):
+        reading.call()
+    assert reading.asked == [2, 3]
+
+
+def test_refusals_among_other_pages_are_failures() -> None:
+    """Once the API answered in this call, it does not refuse everything."""
+    reading = Reading(pages(range(18), bad={2: REFUSED, 3: REFUSED, 4: REFUSED})).call()
+    assert list(reading.missing) == [2, 3, 4]
 
 
 @pytest.mark.parametrize("total", [-1, None], ids=["total", "no total"])
