@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import uuid
+from contextlib import closing
 from pathlib import Path
 
 import sqlite_utils
@@ -33,7 +34,9 @@ def prepare(connection: sqlite3.Connection, path: Path, *, shared: bool) -> None
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     db = sqlite_utils.Database(connection, execute_plugins=False)
-    known = {migration.name for migration in _migrations.pending(sqlite_utils.Database(memory=True))}
+    with closing(sqlite3.connect(":memory:")) as empty:
+        no_tables = sqlite_utils.Database(empty, execute_plugins=False)
+        known = {migration.name for migration in _migrations.pending(no_tables)}
     newer = [done.name for done in _migrations.applied(db) if done.name not in known]
     if newer:
         raise OutboxInvalid(
