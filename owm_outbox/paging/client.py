@@ -13,7 +13,7 @@ import requests
 import urllib3
 from requests.utils import default_headers
 
-from owm_outbox.errors import ConfigurationError
+from owm_outbox.errors import ConfigurationError, one_line, printable
 from owm_outbox.paging.deadlines import DeadlineAdapter, begin, time_left
 from owm_outbox.url import redacted
 
@@ -47,8 +47,7 @@ class RequestFailed(Exception):
         fix: str | None = None,
         temporary: bool = True,
     ) -> None:
-        # What a server says may be anything: it must neither break the line nor tell a terminal what to do.
-        super().__init__("".join(char if char.isprintable() else "?" for char in message.strip()))
+        super().__init__(printable(one_line(message)))  # what a server says may be anything
         self.status = status
         self.retry_after = retry_after
         self.unreachable = unreachable
