@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 from urllib.parse import urljoin, urlsplit
 
+import msgspec
 import tenacity
 
 from owm_outbox.errors import ConfigurationError, SourceUnavailable
@@ -53,7 +54,7 @@ class PagedApi(Generic[R, T]):
 
     :param options: address, limit, token (sent as bearer, never printed), concurrency, waits and timeouts.
     :param path: what follows the address, such as ``/cities/``.
-    :param parse: turns a body into an `ApiPage`, on any thread; raises `ValueError` (as msgspec's errors are) for a
+    :param parse: turns a body into an `ApiPage`, on any thread; raises `ValueError` or an error of msgspec for a
         body that is not what it should be.
     :param task: turns a record into a task, on the caller's thread.
     :param style: how the API pages, with the names of its parameters.
@@ -179,7 +180,7 @@ class PagedApi(Generic[R, T]):
                 answer = self._client.get(url, params)
                 try:
                     page = self._parse(answer.body)
-                except (ValueError, RecursionError) as error:
+                except (ValueError, msgspec.MsgspecError, RecursionError) as error:
                     raise RequestFailed(f"{answer.asked} gave no valid page ({error}): {answer.body[:60]!r}") from error
             except RequestFailed as error:
                 if error.status in (429, 503):
