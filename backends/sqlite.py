@@ -42,7 +42,7 @@ from owm_outbox import (
 from .sqlite_connection import Database, FileState
 from .sqlite_letters import insert_letters, letters_after, reject_entry, retry_letter
 from .sqlite_rows import RUN_COLUMNS, acknowledged, aware, entry, insert, last_position, record, replace
-from .sqlite_transaction import refuse_other_objects, using
+from .sqlite_transaction import insert_within, insert_within_async
 
 __all__ = ["SqliteOutbox"]
 
@@ -150,14 +150,14 @@ class SqliteOutbox(Outbox, DeadLetterStore):
         checkpoint: bytes | None = None,
         invalid: Sequence[InvalidRecord] = (),
         expected: int | None = None,
-        connection: sqlite3.Connection | None = None,
+        connection: object | None = None,
     ) -> Stored:
         """Encode tasks and store them.
 
-        :param connection: a connection of the caller's own to the same file, see `connect`. The tasks become part of
-            the transaction that it is in, and are committed or rolled back with it, not by this call. Without a run.
-        :raises TypeError: it is not the sqlite3 module's, but that of a library around it; the message says which
-            object to give.
+        :param connection: the caller's own to the same file, see `connect`: of sqlite3, a ``Session`` or ``Connection``
+            of SQLAlchemy, or Django's. The tasks become part of the transaction that it is in, and are committed or
+            rolled back with it, not by this call. Without a run.
+        :raises TypeError: it is something else.
         """
         if connection is None:
             return super().append(
@@ -169,10 +169,28 @@ class SqliteOutbox(Outbox, DeadLetterStore):
                 invalid=invalid,
                 expected=expected,
             )
-        refuse_other_objects(connection)
         if run is not None or invalid:
             raise ValueError("append(connection=…) is for tasks without a run")
-        return self._store_within(connection, new_entries(tasks, key, headers))
+        entries = new_entries(tasks, key, headers)
+        with self._within():
+            return Stored(insert_within(connection, self.path, entries, self._now()))
+
+    async def append_async(
+        self,
+        tasks: Iterable[Any],
+        *,
+        connection: object,
+        key: Callable[[Any], Key] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Stored:
+        """Encode tasks and store them in the transaction of an asyncio application, which commits it.
+
+        :param connection: aiosqlite's, or an ``AsyncSession`` or ``AsyncConnection`` of SQLAlchemy.
+        :raises TypeError: it is something else.
+        """
+        entries = new_entries(tasks, key, headers)
+        with self._within():
+            return Stored(await insert_within_async(connection, self.path, entries, self._now()))
 
     def store(
         self,
@@ -323,11 +341,12 @@ class SqliteOutbox(Outbox, DeadLetterStore):
             conn.execute("PRAGMA wal_autocheckpoint = 0")
             return conn
 
-    def _store_within(self, conn: sqlite3.Connection, entries: list[NewEntry]) -> Stored:
+    @contextmanager
+    def _within(self) -> Iterator[None]:
         self._db.file.check()
-        with self._db.translated(), using(conn, self.path):
+        with self._db.translated():
             self._db.fold_wal()
-            return Stored(insert(conn, None, entries, self._now()))
+            yield
 
     # -- within
 

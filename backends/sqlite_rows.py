@@ -4,39 +4,57 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from owm_outbox import NO_HEADERS, Entry, Key, Mark, NewEntry, RunRecord
 
-__all__ = ["RUN_COLUMNS", "acknowledged", "aware", "entry", "insert", "last_position", "record", "replace", "storable"]
+__all__ = [
+    "INSERT",
+    "RUN_COLUMNS",
+    "acknowledged",
+    "aware",
+    "entry",
+    "insert",
+    "last_position",
+    "new_rows",
+    "record",
+    "replace",
+    "storable",
+]
 
 RUN_COLUMNS = (
     "id, job, state, started_at, progressed_at, finished_at, checkpoint, expected, extracted, duplicates, rejected, "
     "unusable, report"
 )
 
+INSERT = (
+    "INSERT INTO outbox_entries (run, key, task_id, payload, headers, stored_at) "
+    "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+)
+
 
 def insert(conn: sqlite3.Connection, run: int | None, entries: Sequence[NewEntry], now: float) -> int:
     """Insert entries that a run does not have yet, and return how many."""
     before = conn.total_changes
-    conn.executemany(
-        "INSERT INTO outbox_entries (run, key, task_id, payload, headers, stored_at) "
-        "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-        (
-            (
-                run,
-                key if key is None else storable(key),
-                task_id,
-                payload,
-                json.dumps(dict(headers)) if headers else None,
-                now,
-            )
-            for key, task_id, headers, payload, _ in entries
-        ),
-    )
+    conn.executemany(INSERT, new_rows(run, entries, now))
     return conn.total_changes - before
+
+
+def new_rows(run: int | None, entries: Sequence[NewEntry], now: float) -> Iterator[tuple[Any, ...]]:
+    """Yield the values of `INSERT`."""
+    return (
+        (
+            run,
+            key if key is None else storable(key),
+            task_id,
+            payload,
+            json.dumps(dict(headers)) if headers else None,
+            now,
+        )
+        for key, task_id, headers, payload, _ in entries
+    )
 
 
 def replace(conn: sqlite3.Connection, run: int | None, entries: Sequence[NewEntry]) -> int:

@@ -4,63 +4,77 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from owm_outbox import OutboxInvalid
+from owm_outbox import NewEntry, OutboxInvalid, async_driver_connection, driver_connection, kind_of
 
-__all__ = ["refuse_other_objects", "using"]
+from .sqlite_rows import INSERT, new_rows
 
-_GIVE = {
-    "aiosqlite": "the sqlite3 connection that it was made with",
-    "django": "connection.connection, within transaction.atomic()",
-    "peewee": "database.connection()",
-    "sqlite3": "its .connection",  # a cursor
-    "sqlite_utils": "database.conn",
-}
-_GIVE_SQLALCHEMY = {
-    "AsyncConnection": "the sqlite3 connection that aiosqlite was given",
-    "AsyncSession": "the sqlite3 connection that aiosqlite was given",
-    "Connection": "connection.connection.driver_connection",
-    "Session": "session.connection().connection.driver_connection",
-    "PoolProxiedConnection": "its .driver_connection",
-    "scoped_session": "session.connection().connection.driver_connection",
-}
+__all__ = ["insert_within", "insert_within_async"]
+
+_FILE = "SELECT file FROM pragma_database_list WHERE name = 'main'"
+_NO_ROW = "DELETE FROM outbox_entries WHERE 0"  # a write all the same, with which a transaction begins
+_TAKES = "of sqlite3, SQLAlchemy or Django, and append_async one of aiosqlite or of SQLAlchemy's asyncio"
 
 
-def refuse_other_objects(connection: object) -> None:
-    """Raise unless this is a connection of the sqlite3 module, and say which object to give instead.
+def insert_within(connection: object, path: Path, entries: Sequence[NewEntry], now: float) -> int:
+    """Insert entries, without a run, in the transaction of an application.
 
-    :raises TypeError: with that.
+    :raises TypeError: ``connection`` is of another kind.
+    :raises OutboxInvalid: it is to another file, commits each statement by itself, or is of no use here.
     """
-    if isinstance(connection, sqlite3.Connection):
-        return
-    give = "one to the same file, such as outbox.connect() returns"
-    for cls in reversed(type(connection).__mro__):
-        package = cls.__module__.partition(".")[0]
-        give = _GIVE_SQLALCHEMY.get(cls.__name__, give) if package == "sqlalchemy" else _GIVE.get(package, give)
-    kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
-    raise TypeError(f"append(connection=…) takes a sqlite3.Connection, not a {kind}: give {give} (see docs/service.md)")
+    found = driver_connection(connection)
+    if not isinstance(found, sqlite3.Connection):
+        raise TypeError(f"append(connection=…) takes a connection {_TAKES}, not {kind_of(found)}: see docs/service.md")
+    with _usable(path):
+        cursor = found.cursor()
+        cursor.row_factory = None  # the application's may make something else of a row
+        _check_file(cursor.execute(_FILE).fetchone()[0], path)
+        cursor.execute(_NO_ROW)
+        _check_transaction(found)
+        before = found.total_changes
+        cursor.executemany(INSERT, new_rows(None, entries, now))
+        return found.total_changes - before
+
+
+async def insert_within_async(connection: object, path: Path, entries: Sequence[NewEntry], now: float) -> int:
+    """Do the same in a transaction of aiosqlite, or of SQLAlchemy's asyncio extension."""
+    found: Any = await async_driver_connection(connection)
+    if type(found).__module__.partition(".")[0] != "aiosqlite" or not hasattr(type(found), "total_changes"):
+        raise TypeError(
+            f"append_async(connection=…) takes a connection of aiosqlite or of SQLAlchemy's asyncio, "
+            f"not {kind_of(found)}: see docs/service.md"
+        )
+    with _usable(path):
+        async with await found.cursor() as cursor:
+            cursor.row_factory = None
+            await cursor.execute(_FILE)
+            _check_file((await cursor.fetchone())[0], path)
+            await cursor.execute(_NO_ROW)
+            _check_transaction(found)
+            before = found.total_changes
+            await cursor.executemany(INSERT, list(new_rows(None, entries, now)))
+            return int(found.total_changes - before)
 
 
 @contextmanager
-def using(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
-    """Check that what is written within the block becomes part of the caller's transaction on this file.
-
-    :raises OutboxInvalid: it is a connection to another file, one that commits each statement, or of no use here.
-    """
+def _usable(path: Path) -> Iterator[None]:
     try:
-        cursor = connection.cursor()
-        cursor.row_factory = None  # the application's may make something else of a row
-        (file,) = cursor.execute("SELECT file FROM pragma_database_list WHERE name = 'main'").fetchone()
-        if not file or not os.path.samefile(file, path):
-            raise OutboxInvalid(
-                f"the connection is to {os.fsdecode(file) if file else 'memory'}, not to {path}: use outbox.connect()"
-            )
-        commits_itself = connection.isolation_level is None or getattr(connection, "autocommit", False) is True
-        if commits_itself and not connection.in_transaction:
-            raise OutboxInvalid("the connection commits each statement by itself: BEGIN a transaction first")
         yield
-    except sqlite3.ProgrammingError as error:  # it is closed, or belongs to another thread
+    except (sqlite3.ProgrammingError, ValueError) as error:  # it is closed, or belongs to another thread
         raise OutboxInvalid(f"the connection to {path} cannot be used here: {error}") from error
+
+
+def _check_file(file: str | bytes, path: Path) -> None:
+    if not file or not os.path.samefile(file, path):
+        raise OutboxInvalid(
+            f"the connection is to {os.fsdecode(file) if file else 'memory'}, not to {path}: use outbox.connect()"
+        )
+
+
+def _check_transaction(connection: Any) -> None:
+    if not connection.in_transaction:
+        raise OutboxInvalid("the connection commits each statement by itself: BEGIN a transaction first")

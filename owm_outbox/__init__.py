@@ -1,5 +1,6 @@
 """An outbox relay: tasks are made durable, delivered in batches, and cleared."""
 
+from owm_outbox.connections import async_driver_connection, driver_connection, kind_of
 from owm_outbox.entry import NO_HEADERS, NOTHING, Batch, Entry, Key, Mark, NewEntry
 from owm_outbox.errors import (
     ConfigurationError,
@@ -79,7 +80,10 @@ __all__ = [
     "TaskError",
     "TryAgainLater",
     "__version__",
+    "async_driver_connection",
+    "driver_connection",
     "encode",
+    "kind_of",
     "may_resume",
     "new_entries",
     "pause",

@@ -69,7 +69,7 @@ def _defined(module: str) -> dict[str, ast.stmt]:
         node = todo.pop()
         if isinstance(node, ast.If):  # imports for type checkers
             todo += node.body
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             found[node.name] = node
         elif isinstance(node, ast.Import | ast.ImportFrom):
             found |= {alias.asname or alias.name: node for alias in node.names}
