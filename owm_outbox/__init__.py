@@ -20,6 +20,8 @@ from owm_outbox.errors import (
     TryAgainLater,
 )
 from owm_outbox.job import Job, JobOptions, Page, Secret
+from owm_outbox.lane_relay import LaneRelay
+from owm_outbox.lanes import Attendance, LanedOutbox, lane_of
 from owm_outbox.observer import Observer
 from owm_outbox.outbox import MAX_BYTES, RESUME_WITHIN, DeadLetterStore, Outbox, OutboxStats, Stored, may_resume
 from owm_outbox.relay import OutboxRelay
@@ -39,6 +41,7 @@ __all__ = [
     "NO_HEADERS",
     "RESUME_WITHIN",
     "URL",
+    "Attendance",
     "Batch",
     "ConfigurationError",
     "DeadLetter",
@@ -51,6 +54,8 @@ __all__ = [
     "JobError",
     "JobOptions",
     "Key",
+    "LaneRelay",
+    "LanedOutbox",
     "Mark",
     "MarkConflict",
     "MemoryState",
@@ -84,6 +89,7 @@ __all__ = [
     "driver_connection",
     "encode",
     "kind_of",
+    "lane_of",
     "may_resume",
     "new_entries",
     "pause",
