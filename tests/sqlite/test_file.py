@@ -123,6 +123,19 @@ def test_harm_to_the_file_in_use_is_noticed(
     connection.close()
 
 
+@pytest.mark.parametrize("harm", [_delete, _replace, _delete_wal])
+def test_a_reader_with_nothing_to_read_notices_harm(
+    harm: Callable[[Path], None], outbox: SqliteOutbox, path: Path
+) -> None:
+    """A file that was deleted or replaced gives what it still has, but never says that there is nothing more."""
+    outbox.append([Parcel(uuid.uuid4(), 1)])
+    assert outbox.read(1, 10) == []
+    harm(path)
+    assert [entry.position for entry in outbox.read(0, 10)] == [1]
+    with pytest.raises(OutboxInvalid, match="while in use"):
+        outbox.read(1, 10)
+
+
 def test_a_commit_into_a_deleted_file_is_not_reported_as_kept(outbox: SqliteOutbox, path: Path) -> None:
     """The file vanishes between the begin and the commit of a page: the page is not reported as kept."""
     run_ = outbox.start_run("parcels")
