@@ -229,6 +229,8 @@ class DeadLetterStore(ABC):
     What every run of a job rejects anew is one letter: of the letters of a job that have the same key and reason, only
     that of its newest run is kept, with all their times. Records that never became a task and tasks are not the same,
     and what has no run or no key is never the same. A letter that is retried and rejected again counts on.
+
+    Each method may be called by anyone at any time, as ``append`` may: a relay that serves for months holds the lock.
     """
 
     @abstractmethod

@@ -58,7 +58,7 @@ def dead_list(*, as_json: bool, outbox: str, **_: Any) -> None:
 @click.argument("positions", nargs=-1, type=int)
 @click.option("--all", "everything", is_flag=True, allow_from_autoenv=False, help="All of them.")
 def dead_retry(*, positions: tuple[int, ...], everything: bool, outbox: str, **_: Any) -> Outcome:
-    """Make dead letters pending again; the next run or drain sends them."""
+    """Make dead letters pending again; the relay at work sends them, or the next run or drain."""
     return _on_letters(
         outbox, positions, everything, lambda letters, wanted: letters.retry(wanted), "will be sent again"
     )
@@ -85,7 +85,7 @@ def _on_letters(
         )
     from owm_outbox.plugins import open_outbox
 
-    with open_outbox(url, create=False) as opened, opened.lock():
+    with open_outbox(url, create=False) as opened:
         letters = _letters(opened, url)
         wanted = {letter.position for letter in letters.dead_letters()} if everything else set(positions)
         done = action(letters, sorted(wanted))

@@ -7,12 +7,16 @@ import uuid
 from collections.abc import Callable
 from datetime import timedelta
 
+import pytest
+
 from owm_outbox.entry import NewEntry
+from owm_outbox.errors import OutboxLocked
 from owm_outbox.outbox import Outbox, Stored
 from owm_outbox.run import RunRecord
 from owm_outbox.task import InvalidRecord
 from owm_outbox.testing.outbox_fixtures import (
     JOB,
+    OpenOutbox,
     OutboxFixtures,
     bad_records,
     mark_at,
@@ -136,6 +140,20 @@ class OutboxDeadLetters(OutboxFixtures):
         letters.drop([last])
         outbox.append([Parcel(uuid.uuid4(), 2)])
         assert [entry.position > last for entry in outbox.read(0, 10)] == [True]
+
+    def test_letters_are_free_while_a_relay_is_at_work(self, outbox: Outbox, open_outbox: OpenOutbox) -> None:
+        """While one holds the lock, anybody else retries and drops letters, and what is retried is read next."""
+        with open_outbox() as other, outbox.lock():
+            outbox.append([Parcel(uuid.uuid4(), number) for number in (1, 2, 3)])
+            first, second, last = (entry.position for entry in outbox.read(0, 10))
+            outbox.reject({first: "too heavy", second: "too large"})
+            try:
+                assert self.letters(other).retry([first]) == 1
+                assert self.letters(other).drop([second]) == 1
+            except OutboxLocked as error:
+                pytest.fail(f"a relay that never ends would keep its dead letters for itself: {error}")
+            assert numbers(outbox.read(last, 10)) == [1]
+            assert outbox.stats().dead == 0
 
     # what every run rejects anew
 

@@ -158,7 +158,6 @@ def test_commands_on_an_outbox_make_none(command: str, tmp_path: Path) -> None:
     [
         ("owm-producer", ()),
         ("owm-outbox", ("drain",)),
-        ("owm-outbox", ("dead", "drop", "--all")),
     ],
 )
 def test_an_outbox_in_use_names_its_user(command: str, args: tuple[str, ...], tmp_path: Path) -> None:

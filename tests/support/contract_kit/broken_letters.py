@@ -268,6 +268,15 @@ class ReusesThePositionOfALetter(MemoryOutbox):
         return dropped
 
 
+@caught_by("test_letters_are_free_while_a_relay_is_at_work", "would keep its dead letters for itself")
+class LocksItsLetters(MemoryOutbox):
+    """Has letters dropped by nobody but the relay."""
+
+    def drop(self, positions: Iterable[int]) -> int:
+        with self.lock():
+            return super().drop(positions)
+
+
 @caught_by("test_a_record_that_no_run_can_use_is_one_letter")
 class KeepsALetterPerRun(MemoryOutbox):
     """Has one more letter each day."""
