@@ -119,7 +119,7 @@ class Delivery:
         """
         self._rest.end()
         gives_up = self._clock() + self._wait_for_room
-        delay = 0.05
+        delay, said = 0.05, False
         try:
             while True:
                 try:
@@ -135,7 +135,9 @@ class Delivery:
                     left = gives_up - self._clock()
                     if left <= 0:
                         raise
-                    log.info("waiting up to %.0f s for room: %s", left, error)
+                    if not said:  # once: a reader that is only slow makes room many times a second
+                        log.info("waiting up to %.0f s for room: %s", left, error)
+                    said = True
                     self._stop.wait(min(delay, left))
                     self._stop.check()
                     delay = min(2 * delay, 2.0)

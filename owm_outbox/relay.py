@@ -29,7 +29,7 @@ from owm_outbox.observer import Observer
 from owm_outbox.outbox import RESUME_WITHIN, Outbox
 from owm_outbox.report import RunIncomplete, RunReport
 from owm_outbox.run import Run
-from owm_outbox.sink import Sink
+from owm_outbox.sink import Sink, pausing_with
 from owm_outbox.stop import Stop
 
 __all__ = ["OutboxRelay"]
@@ -121,7 +121,8 @@ class OutboxRelay:
         A sink that is down or full, and an outbox that takes no writes, are waited for: 1 s at first, up to 30 s.
 
         :param poll: seconds between two looks at an outbox that had nothing new.
-        :param stand_by: waits while another relay holds the outbox, and takes over when it ends.
+        :param stand_by: waits while another relay holds the outbox, and takes over when it ends. The sink is asked
+            once meanwhile, so that what is wrong with its settings is raised now, and not when it is needed.
         :raises OutboxLocked: another relay holds the outbox, unless ``stand_by``.
         :raises OwmOutboxError: what waiting does not fix (a wrong password, a damaged file); nothing is lost.
         """
@@ -130,6 +131,8 @@ class OutboxRelay:
         while not asked.is_set():
             try:
                 with self._outbox.lock():
+                    if waiting:
+                        log.info("taking over: the outbox is free")
                     waiting = False
                     self._serve(asked, poll)
             except Stopped:
@@ -139,6 +142,7 @@ class OutboxRelay:
                     raise
                 if not waiting:
                     log.info("standing by: %s", error)
+                    self._ask_sink()
                 waiting = True
                 asked.wait(poll)
             except TryAgainLater as error:
@@ -150,20 +154,37 @@ class OutboxRelay:
         """Deliver under the lock until a stop is asked for."""
         delivery: Delivery | None = None
         delay = 1.0
+        failing_since: float | None = None
         while not stop.is_set():
             try:
                 delivery = delivery or self._delivery(stop)
                 if not delivery.idle:
                     delivery.send_all()
-                delay = 1.0
+                if failing_since is not None:
+                    log.info("delivering again, after %.0f s of failures", self._clock() - failing_since)
+                delay, failing_since = 1.0, None
                 stop.wait(poll)
             except TryAgainLater as error:
                 log.warning("trying again in %.0f s: %s", delay, error)
                 delivery = None  # what it knew of the outbox may have changed
+                failing_since = self._clock() if failing_since is None else failing_since
                 stop.wait(delay)
                 delay = min(2 * delay, _LONGEST_RETRY)
 
     # -- within
+
+    def _ask_sink(self) -> None:
+        """Ask the sink for this outbox's mark, without the patience that a delivery has.
+
+        :raises ConfigurationError: it can never work.
+        """
+        try:
+            known = self._outbox.state.get("id")
+            if known is not None:  # only the relay that holds the outbox may give it one
+                with pausing_with(lambda _: False):
+                    self._sink.mark(known.decode())
+        except TryAgainLater as error:
+            log.warning("this relay could not take over now: %s", error)
 
     def _delivery(self, stop: Stop) -> Delivery:
         stop.check()
