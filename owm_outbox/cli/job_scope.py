@@ -62,6 +62,7 @@ class OutboxCommand(JobScopedCommand):
     """A command on an outbox. Its variables and its default are those of the job that ``--job`` names."""
 
     default_job = "owm"
+    default_level = "warning"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -80,7 +81,7 @@ class OutboxCommand(JobScopedCommand):
                 help="Whose outbox and variables these are.",
             ),
             config_param(_use_config, "TOML file with the options of the job's runs, of which those here are used."),
-            *log_params(),
+            *log_params(level=self.default_level),
         ]
 
     def more_params(self) -> list[click.Option]:
@@ -130,8 +131,13 @@ def _use_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> Pa
 
 
 def _load(ctx: click.Context, job: type[Job[Any]], path: Path) -> None:
-    # The file's json = true is that of a run's report.
-    use_config(ctx, path, job.name, keys(job), but=["json"])
+    # The file's json = true is that of a run's report; what else has no variable here may be an option of the job.
+    own = [
+        key_of(param)
+        for param in ctx.command.params
+        if isinstance(param, click.Option) and not param.allow_from_autoenv
+    ]
+    use_config(ctx, path, job.name, keys(job), but=["json", *own])
 
 
 def use_config(

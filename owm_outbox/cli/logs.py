@@ -16,20 +16,22 @@ __all__ = ["are_json", "log_params", "set_up_logging", "write_line"]
 
 log = logging.getLogger("owm_outbox")
 
+_FIRST_LEVEL = "warning"
 _LEVELS = ["debug", "info", "warning", "error"]
 _FORMATS = ["text", "json"]
 
 
-def log_params(*, envvars: tuple[str, str] | None = None) -> list[click.Option]:
+def log_params(*, envvars: tuple[str, str] | None = None, level: str = _FIRST_LEVEL) -> list[click.Option]:
     """Return the two options that say what is logged and how; each takes effect as soon as it is parsed.
 
     So an error in what is parsed after them is already written as they say.
 
     :param envvars: the variables of level and format; ``None``: the job's prefix, and the option's name.
+    :param level: what is logged unless this command or the group that it belongs to is told otherwise.
     """
-    level, form = envvars or (None, None)
+    level_var, form = envvars or (None, None)
     return [
-        _log_option("--log-level", _LEVELS, "warning", level, _set_level, "What to log to stderr."),
+        _log_option("--log-level", _LEVELS, level, level_var, _set_level, "What to log to stderr."),
         _log_option(
             "--log-format", _FORMATS, "text", form, _set_format, "How to log: as text, or as one JSON object per line."
         ),
@@ -40,8 +42,9 @@ def _log_option(
     flag: str, values: list[str], default: str, envvar: str | None, effect: Callable[[str], None], text: str
 ) -> click.Option:
     def apply(ctx: click.Context, param: click.Parameter, value: str) -> None:
-        # The default is in effect already, unless the group of commands was told otherwise.
-        if ctx.get_parameter_source(str(param.name)) is not ParameterSource.DEFAULT:
+        given, of_group = (one.get_parameter_source(str(param.name)) for one in (ctx, ctx.find_root()))
+        # Most defaults are in effect already; none counts more than what the group of commands was told.
+        if given is not ParameterSource.DEFAULT or of_group is ParameterSource.DEFAULT:
             effect(value)
 
     return click.Option(
@@ -63,7 +66,7 @@ def set_up_logging() -> None:
     logging.getLogger().setLevel(logging.WARNING)  # of other packages only what matters
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings repeat, with tracebacks, what is said here
     _set_format("text")
-    _set_level("warning")
+    _set_level(_FIRST_LEVEL)
 
 
 def are_json() -> bool:

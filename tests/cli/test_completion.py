@@ -128,10 +128,12 @@ def shell(request: pytest.FixtureRequest, site: str, tmp_path: Path) -> Iterator
 
 def test_commands_jobs_and_options_are_offered(shell: Shell) -> None:
     """TAB offers the commands, the jobs that are installed, a job's options, and an option's values."""
-    shell.complete("owm-outbox ", r"check.*dead.*drain.*new.*plugins.*run.*status")
+    shell.complete("owm-outbox ", r"check.*dead.*drain.*new.*plugins.*relay.*run.*status")
     shell.complete("owm-outbox run ", r"count.*lost.*owm")
     shell.complete("owm-outbox run owm --a", r"--api-limit.*--api-url|--api-url.*--api-limit")
     shell.complete("owm-outbox drain --job c", "--job count")
+    shell.complete("owm-outbox relay --p", "--poll")
+    shell.complete("owm-outbox relay --job c", "--job count")
     shell.complete("owm-producer --log-level ", r"debug.*error.*info.*warning|debug.*info.*warning.*error")
     shell.complete("owm-producer --dem", "--demo")
 

@@ -32,6 +32,7 @@ JOB = (
         ("owm-outbox run owm", f"{JOB} --version --help"),
         ("owm-outbox status", f"--json {STORE} --job --config {LOG} --help"),
         ("owm-outbox drain", f"--json {STORE} {DELIVER} --job --config {LOG} --help"),
+        ("owm-outbox relay", f"--poll {STORE} {DELIVER} --job --config {LOG} --help"),
         ("owm-outbox plugins", "--json --help"),
         ("owm-outbox check", "--help"),
         ("owm-outbox new", "--help"),
@@ -53,7 +54,7 @@ def test_each_command_has_help(command: str, flags: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("command", "names"),
     [
-        ("owm-outbox", "check dead drain new plugins run status"),
+        ("owm-outbox", "check dead drain new plugins relay run status"),
         ("owm-outbox run", "owm"),
         ("owm-outbox dead", "drop list retry"),
     ],
@@ -64,7 +65,7 @@ def test_a_group_lists_its_commands(command: str, names: str) -> None:
     assert re.findall(r"^  ([\w-]+)  +\S", listed, re.MULTILINE) == names.split()
 
 
-@pytest.mark.parametrize("command", ["owm-producer", "owm-outbox", "owm-outbox run owm"])
+@pytest.mark.parametrize("command", ["owm-producer", "owm-outbox", "owm-outbox run owm", "owm-outbox relay"])
 def test_programs_list_their_exit_codes(command: str) -> None:
     """The help of whatever relays ends with what each exit code means."""
     codes = run(*command.split(), "--help").out.partition("Exit codes:\n")[2]

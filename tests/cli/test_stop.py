@@ -118,6 +118,7 @@ def _interrupted_within(function: str, sent: signal.Signals, *argv: str, cwd: Pa
         ("owm-producer", "--outbox", "sqlite:///tasks.db"),
         ("owm-outbox", "run", "owm", "--outbox", "sqlite:///tasks.db"),
         ("owm-outbox", "drain", "--outbox", "sqlite:///tasks.db"),
+        ("owm-outbox", "relay", "--outbox", "sqlite:///tasks.db"),
         ("owm-producer", "--demo", "--outbox", "sqlite:///tasks.db"),
     ],
     ids=" ".join,

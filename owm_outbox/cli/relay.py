@@ -1,0 +1,83 @@
+"""``owm-outbox relay``: delivers what anybody appends to an outbox, as a process of its own."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from typing import Any
+
+import click
+
+from owm_outbox.cli.job_scope import DeliveringCommand
+from owm_outbox.cli.options import FiniteRange
+from owm_outbox.cli.outcome import EXIT_CODES
+from owm_outbox.cli.relaying import make_relay
+from owm_outbox.cli.settings import Settings
+from owm_outbox.errors import OutboxInvalid
+from owm_outbox.outbox import Outbox
+from owm_outbox.stop import Stop
+from owm_outbox.url import URL
+
+__all__ = ["relay"]
+
+log = logging.getLogger("owm_outbox")
+
+_EXAMPLES = """\b
+Examples:
+  owm-outbox relay --outbox 'sqlite:////var/lib/shop/orders.db?shared=true' \\
+      --sink 'redis://redis.internal:6379/0?stream=orders'
+  OWM_OUTBOX=… OWM_SINK=… owm-outbox relay --log-format json
+"""
+
+
+class _Relay(DeliveringCommand):
+    """A command that works for months: that it began, waits or continues is worth a line."""
+
+    default_level = "info"
+
+
+@click.command("relay", cls=_Relay, epilog=f"{_EXAMPLES}\n{EXIT_CODES}")
+@click.option(
+    "--poll",
+    type=FiniteRange(0.001, 60),
+    default=0.2,
+    show_default=True,
+    allow_from_autoenv=False,
+    help="Seconds between two looks at an outbox that had nothing new, or that another relay holds.",
+)
+@click.pass_obj
+def relay(
+    stop: Stop, /, *, poll: float, outbox: str, sink: str, batch_size: int, wait_for_room: float, **_: Any
+) -> None:
+    """Deliver what anybody appends, until SIGTERM or SIGINT.
+
+    While another relay holds the outbox, this one stands by. It waits for a sink that is down or full, and ends only
+    for what waiting does not fix. An outbox that does not exist is made, with a warning.
+    """
+    from owm_outbox.plugins import open_sink
+
+    settings = Settings(outbox=outbox, sink=sink, batch_size=batch_size, wait_for_room=wait_for_room)
+    stop.check()
+    with ExitStack() as stack:
+        to = stack.enter_context(open_sink(settings.sink))  # first: it may be misspelt, and creates nothing
+        opened = stack.enter_context(_open_or_make(settings.outbox))
+        log.info("relaying from %s to %s", URL(settings.outbox), URL(settings.sink))
+        make_relay(stack, opened, to, settings, stop).run_forever(stop, poll=poll, stand_by=True)
+    stop.check()
+
+
+def _open_or_make(url: str) -> Outbox:
+    """Open an outbox, or make it: the relay may start before the application that appends.
+
+    To a misspelt path nobody appends, and a relay that waits there would say nothing, so it says that it made one.
+    """
+    from owm_outbox.plugins import open_outbox
+
+    try:
+        return open_outbox(url, create=False)
+    except OutboxInvalid:
+        made = open_outbox(url)  # raises the same again, unless it was missing
+        log.warning(
+            "there was no outbox %s, so it was made: check --outbox if applications append to another", URL(url)
+        )
+        return made
