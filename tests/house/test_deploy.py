@@ -16,14 +16,19 @@ from owm_outbox import ExitCode
 from owm_outbox.plugins import open_sink
 
 from support.commands import run
+from support.relays import relay
 
 DEPLOY = Path(__file__).parents[2] / "docs" / "deploy"
-SERVICE = (DEPLOY / "owm-producer.service").read_text("utf-8")
+SERVICES = {path.name: path.read_text("utf-8") for path in sorted(DEPLOY.glob("*.service"))}
 CRONTAB = (DEPLOY / "crontab").read_text("utf-8")
 MANIFESTS: list[dict[str, Any]] = list(yaml.safe_load_all((DEPLOY / "cronjob.yaml").read_text("utf-8")))
+RELAY: dict[str, Any] = yaml.safe_load((DEPLOY / "relay.yaml").read_text("utf-8"))
 FINAL = [code for code in ExitCode if code and code < 128 and code is not ExitCode.TRY_AGAIN_LATER]
 
 with_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
+
+
+each_service = pytest.mark.parametrize("service", SERVICES)
 
 
 def _job() -> dict[str, Any]:
@@ -37,44 +42,67 @@ def _pod() -> dict[str, Any]:
     return found
 
 
+PODS: dict[str, dict[str, Any]] = {"producer": _pod(), "relay": RELAY["spec"]["template"]["spec"]}
+each_pod = pytest.mark.parametrize("pod", PODS.values(), ids=PODS)
+
+
 # -- systemd
 
 
 @with_systemd
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
-    """Nothing in the service or the timer is refused or unknown."""
-    (tmp_path / "owm-producer.service").write_text(SERVICE.replace("/usr/local/bin/owm-producer", "/bin/true"))
+    """Nothing in the services or the timer is refused or unknown."""
+    for name, text in SERVICES.items():
+        (tmp_path / name).write_text(re.sub(r"/usr/local/bin/owm-\w+", "/bin/true", text))
     shutil.copy(DEPLOY / "owm-producer.timer", tmp_path)
-    units = [str(tmp_path / f"owm-producer.{kind}") for kind in ("service", "timer")]
+    units = [str(path) for path in sorted(tmp_path.iterdir())]
+    assert len(units) == 3
     done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "owm-producer" not in done.stderr
+    assert not [name for name in (*SERVICES, "owm-producer.timer") if name in done.stderr]
 
 
 @with_systemd
-def test_the_service_is_hardened() -> None:
+@each_service
+def test_a_service_is_hardened(service: str) -> None:
     """Its exposure, as systemd rates it, is 2.0 or less, of 10."""
     done = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", "--threshold=20", str(DEPLOY / "owm-producer.service")],
+        ["systemd-analyze", "security", "--offline=true", "--threshold=20", str(DEPLOY / service)],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Overall exposure level for owm-producer.service" in done.stdout
+    assert f"Overall exposure level for {service}" in done.stdout
 
 
-def test_systemd_runs_nothing_again_in_vain() -> None:
-    """Only 75 is tried again; a stop is no failure."""
-    (never,) = re.findall(r"^RestartPreventExitStatus=(.+)$", SERVICE, re.MULTILINE)
-    assert [int(code) for code in never.split()] == FINAL
-    assert f"SuccessExitStatus={ExitCode.SIGTERM:d}\n" in SERVICE
+@each_service
+def test_systemd_runs_nothing_again_in_vain(service: str) -> None:
+    """Of the exit codes that it can have, only 75 is tried again; a stop is no failure."""
+    (never,) = re.findall(r"^RestartPreventExitStatus=(.+)$", SERVICES[service], re.MULTILINE)
+    possible = [code for code in FINAL if code is not ExitCode.DEAD_LETTERS or "owm-producer" in service]
+    assert [int(code) for code in never.split()] == possible
+    assert "Restart=on-failure\n" in SERVICES[service]
+    assert f"SuccessExitStatus={ExitCode.SIGTERM:d}\n" in SERVICES[service]
+
+
+@pytest.mark.slow
+def test_the_relay_s_unit_starts_a_relay(tmp_path: Path) -> None:
+    """Its command and its variables are understood, and with what systemctl stop sends it ends as the unit expects."""
+    (command,) = re.findall(r"^ExecStart=/usr/local/bin/owm-outbox (.+)$", SERVICES["owm-relay.service"], re.MULTILINE)
+    (outbox,) = re.findall(r"^Environment=OWM_OUTBOX=(.+)$", SERVICES["owm-relay.service"], re.MULTILINE)
+    assert command == "relay"
+    env = {"OWM_OUTBOX": outbox.replace("/var/lib/shop", str(tmp_path)), "OWM_SINK": "jsonl:-"}
+    with relay(cwd=tmp_path, env=env) as process:
+        process.says(f"relaying from sqlite:///{tmp_path}/orders.db")
+        process.process.terminate()
+        assert process.ends() == ExitCode.SIGTERM
 
 
 # -- Kubernetes
 
 
-@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda manifest: manifest["kind"])
+@pytest.mark.parametrize("manifest", [*MANIFESTS, RELAY], ids=lambda manifest: manifest["kind"])
 @pytest.mark.parametrize("version", ["1.31", "1.35"])
 def test_kubernetes_accepts_the_manifests(manifest: dict[str, Any], version: str) -> None:
     """Each is valid, with no field that Kubernetes does not know."""
@@ -93,10 +121,12 @@ def test_kubernetes_runs_nothing_again_in_vain() -> None:
     assert _pod()["restartPolicy"] == "Never"
 
 
-def test_the_container_needs_no_privilege() -> None:
+@each_pod
+def test_a_container_needs_no_privilege(pod: dict[str, Any]) -> None:
     """It runs as an ordinary user, with a root file system that it cannot write, and no capability."""
-    assert _pod()["securityContext"]["runAsNonRoot"] is True
-    (container,) = _pod()["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["terminationGracePeriodSeconds"] > 5
+    (container,) = pod["containers"]
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
@@ -115,6 +145,24 @@ def test_the_container_s_command_is_accepted(tmp_path: Path) -> None:
     command, *args = container["command"]
     outcome = run(command, *args, cwd=tmp_path, env=env | {"OWM_SINK": "jsonl:-", "OWM_RETRY_WAIT": "0.01"})
     assert outcome.code == 75, outcome.err
+
+
+@pytest.mark.slow
+def test_the_relay_s_container_starts_a_relay(tmp_path: Path) -> None:
+    """Command and variables of the Deployment are understood, and never are two of its pods at work by intent."""
+    assert (RELAY["spec"]["replicas"], RELAY["spec"]["strategy"]) == (1, {"type": "Recreate"})
+    assert RELAY["spec"]["selector"]["matchLabels"] == RELAY["spec"]["template"]["metadata"]["labels"]
+    (container,) = PODS["relay"]["containers"]
+    env = {variable["name"]: variable["value"] for variable in container["env"]}
+    folder = f"sqlite:///{container['volumeMounts'][0]['mountPath']}/"
+    assert env["OWM_OUTBOX"].startswith(folder)
+    env |= {"OWM_OUTBOX": env["OWM_OUTBOX"].replace(folder, f"sqlite:///{tmp_path}/"), "OWM_SINK": "jsonl:-"}
+    program, command, *args = container["command"]
+    assert (program, command) == ("owm-outbox", "relay")
+    with relay(*args, cwd=tmp_path, env=env) as process:
+        process.says(r'"message": "relaying from ')
+        process.process.terminate()
+        assert process.ends() == ExitCode.SIGTERM
 
 
 # -- cron
