@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import random
 import resource
 import sys
 from collections.abc import Iterator
@@ -140,6 +143,27 @@ def test_a_bug_in_a_sink_is_the_end(database: Path) -> None:
         assert outbox.stats().pending == 1
 
 
+def test_a_full_sink_is_waited_for(valkey: Server, stream: str, database: Path) -> None:
+    """Where a reader is slow, each task follows as soon as there is room for it; one line says what is waited for."""
+    texts = []
+    with valkey.client() as client:
+        client.xgroup_create(stream, "workers", id="0", mkstream=True)
+        with relay(*OUTBOX, "--sink", valkey.url(stream, maxlen=3), cwd=database.parent) as process:
+            append(database, *"abcdef")
+            process.says("INFO waiting up to 60 s for room: .* group 'workers' has read nothing yet")
+            unacknowledged: list[bytes] = []
+            for number in range(6):
+                if number >= 3:
+                    client.xack(stream, "workers", unacknowledged.pop(0))  # room for just one more
+                ((_, ((entry, fields),)),) = client.xreadgroup("workers", "one", {stream: ">"}, count=1, block=20_000)
+                texts.append(json.loads(fields[b"data"])["text"])
+                unacknowledged.append(entry)
+            process.process.terminate()
+            assert process.ends() == 143
+    assert texts == [*"abcdef"]
+    assert len([line for line in process.lines if "waiting up to" in line]) == 1
+
+
 # -- the outbox
 
 
@@ -181,3 +205,30 @@ def test_a_full_disk_is_waited_for(valkey: Server, stream: str, database: Path) 
     assert _texts(valkey, stream) == ["a", "b", "c"]
     with SqliteOutbox(database) as outbox:
         assert outbox.stats().pending == 0
+
+
+# -- the process
+
+
+def test_relays_killed_at_random_lose_and_repeat_nothing(valkey: Server, stream: str, database: Path) -> None:
+    """Three relays, killed one after the other: each task is in the stream once, in the order of the appends."""
+    seed = os.environ.get("RELAY_SEED", str(random.randrange(10**9)))  # noqa: S311 - no secret
+    print(f"RELAY_SEED={seed}")
+    chance = random.Random(seed)  # noqa: S311 - no secret
+    args = (*OUTBOX, "--sink", valkey.url(stream), "--batch-size", "20", "--poll", "0.01")
+    texts: list[str] = []
+    with ExitStack() as stack:
+        relays = [stack.enter_context(relay(*args, cwd=database.parent)) for _ in range(3)]
+        for kill in range(12):
+            texts += (new := [f"{kill}-{number}" for number in range(500)])
+            append(database, *new)
+            wait_for_entries(valkey, stream, len(texts) - chance.randrange(1000))  # some moment within the work
+            chosen = chance.randrange(3)
+            relays[chosen].process.kill()
+            relays[chosen] = stack.enter_context(relay(*args, cwd=database.parent))
+        wait_for_entries(valkey, stream, len(texts))
+        for process in relays:
+            process.says("INFO relaying from")  # now it listens to signals
+            process.process.terminate()
+            assert process.ends() == 143
+    assert _texts(valkey, stream) == texts
