@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -26,7 +26,7 @@ from redis.retry import Retry
 
 from owm_outbox import URL, ConfigurationError, OwmOutboxError, SinkFull, SinkUnavailable, pause
 
-from .redis_tls import check_tls, other_protocol, tls_problem, unasked
+from .redis_tls import check_tls, other_protocol, refusal, tls_problem, unasked
 
 __all__ = ["CLIENT_OPTIONS", "Backoff", "check", "connect", "meaning"]
 
@@ -142,14 +142,14 @@ def connect(url: str, *, retries: int = 8, backoff: Backoff | None = None) -> re
         )
     except (ValueError, TypeError, RedisError) as error:
         raise ConfigurationError(f"{URL(url)}: {error}") from error
-    tls = issubclass(pool.connection_class, redis.SSLConnection)
-    if tls:
+    tls = None
+    if issubclass(pool.connection_class, redis.SSLConnection):
         try:
-            check_tls(pool.connection_kwargs)
+            tls = check_tls(pool.connection_kwargs)
         except ConfigurationError as error:
             raise ConfigurationError(f"{URL(url)}: {error}") from error
     host, port = pool.connection_kwargs["host"], int(pool.connection_kwargs.get("port", 6379))
-    retry.identify = partial(_other_protocol, host, port, tls)
+    retry.identify = lambda error: _refused_unread(host, port, tls, error)  # redis-py copies all but functions
     return redis.Redis(connection_pool=pool)
 
 
@@ -186,18 +186,25 @@ def _mistake(error: Exception) -> str | None:
     return tls_problem(error)
 
 
-def _other_protocol(host: str, port: int, tls: bool, error: Exception) -> str | None:
+def _refused_unread(host: str, port: int, tls: ssl.SSLContext | None, error: Exception) -> str | None:
     """Say what to change where an error looks as if the port spoke TLS, or not, or let nobody in.
 
     A server without TLS waits for more than the first message of TLS; one with it closes what begins otherwise. Redis
-    in protected mode says so and closes, but redis-py passes over the answer to its first command.
+    in protected mode says so and closes, but redis-py passes over the answer to its first command. And a server that
+    does not accept our certificate says so and closes, while redis-py is still writing.
+
+    :param tls: what it was tried with.
     """
     silent, connected = isinstance(error, redis.TimeoutError), "connecting to" not in str(error)
-    if not (silent if tls else connected and not silent):
+    if tls and silent:
+        return other_protocol(host, port, tls=True, seconds=0.5)
+    if silent or not connected:
         return None
-    if not tls and (line := unasked(host, port, seconds=0.2)).startswith("-"):
+    if tls:
+        return refusal(host, port, tls, seconds=0.5)
+    if (line := unasked(host, port, seconds=0.2)).startswith("-"):
         return _mistake(ResponseError(line[1:]))
-    return other_protocol(host, port, tls=tls, seconds=0.5)
+    return other_protocol(host, port, tls=False, seconds=0.5)
 
 
 class _Retry(Retry):

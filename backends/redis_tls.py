@@ -14,7 +14,7 @@ from typing import Any
 
 from owm_outbox import ConfigurationError
 
-__all__ = ["check_tls", "other_protocol", "tls_problem", "unasked"]
+__all__ = ["check_tls", "other_protocol", "refusal", "tls_problem", "unasked"]
 
 _HASHED = re.compile(r"[0-9a-f]{8}\.\d+")  # how OpenSSL finds a certificate in a folder
 
@@ -43,8 +43,8 @@ _VERIFICATION = {
 }
 
 
-def check_tls(settings: Mapping[str, Any]) -> None:
-    """Load what the options name, as a connection will.
+def check_tls(settings: Mapping[str, Any]) -> ssl.SSLContext:
+    """Load what the options name, as a connection will; return it.
 
     :param settings: redis-py's, by name.
     :raises ConfigurationError: a file or folder is missing or of another kind; the message names it.
@@ -67,6 +67,7 @@ def check_tls(settings: Mapping[str, Any]) -> None:
         with _named("ssl_ciphers", ciphers, "OpenSSL knows none of these"):
             context.set_ciphers(ciphers)
     _check_own_certificate(context, settings)
+    return context
 
 
 def _check_own_certificate(context: ssl.SSLContext, settings: Mapping[str, Any]) -> None:
@@ -143,6 +144,25 @@ def other_protocol(host: str, port: int, *, tls: bool, seconds: float) -> str | 
             if "ALERT" not in (error.reason or ""):
                 return None
         return "this port speaks TLS: write rediss://, or another port"
+    return None
+
+
+def refusal(host: str, port: int, context: ssl.SSLContext, *, seconds: float) -> str | None:
+    """Say what to change if a server with TLS refuses us after the handshake.
+
+    In TLS 1.3 a client is done with the handshake before the server has looked at its certificate. What it sends then
+    may meet a connection that is closed already, and the alert that says why is never read. Nothing is sent here.
+
+    :param context: with our certificate, if there is one. The server's, which was accepted, is not verified again.
+    """
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with socket.create_connection((host, port), seconds) as sock, context.wrap_socket(sock) as inside:
+            inside.recv(1)
+    except ssl.SSLError as error:
+        return tls_problem(error)
+    except OSError:  # it says nothing, or is not there any more
+        return None
     return None
 
 

@@ -170,6 +170,23 @@ def test_a_certificate_of_ours_from_another_authority(
     )
 
 
+def test_a_refusal_that_is_lost_is_asked_for(mutual: Tunnel, ours: Authority, other: Authority, stream: str) -> None:
+    """A server that refuses our certificate, but whose alert is lost in a reset, is asked why after one attempt."""
+    mutual.losing = 1
+    refused = _url(mutual, stream, ssl_ca_certs=ours.file, ssl_certfile=other.certificate("client"), retries=0)
+    assert "(TLSV1_ALERT_UNKNOWN_CA): the server does not know who signed our certificate" in _refused(refused)
+    assert mutual.connections == 2
+
+
+def test_a_reset_without_a_refusal_is_an_outage(mutual: Tunnel, ours: Authority, stream: str) -> None:
+    """A server that resets a connection, and takes our certificate all the same, is tried again."""
+    mutual.losing = 1
+    url = _url(mutual, stream, ssl_ca_certs=ours.file, ssl_certfile=ours.certificate("client"), retries=1)
+    with RedisStreamSink.from_url(URL(url)) as sink:
+        assert sink.mark("box") == ""
+    assert mutual.connections == 3  # the one that was lost, the question, the retry
+
+
 def test_an_expired_certificate_of_ours(mutual: Tunnel, ours: Authority, stream: str) -> None:
     """An expired certificate of ours waits for a person to renew it."""
     expired = ours.certificate("client", expired=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,10 +41,14 @@ class Authority:
 
 @dataclass
 class Tunnel:
-    """Where TLS is spoken, and how often it was tried."""
+    """Where TLS is spoken, and how often it was tried.
+
+    :param losing: of the first connections: these let everybody in, and are reset before anything is answered.
+    """
 
     port: int
     connections: int = 0
+    losing: int = 0
 
     @property
     def address(self) -> str:
@@ -62,6 +67,8 @@ def tls_before(port: int, certificate: Path, *, clients: Path | None = None) -> 
     if clients is not None:
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(clients)
+    everybody = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    everybody.load_cert_chain(certificate)
     threads: list[threading.Thread] = []
 
     def accept() -> None:
@@ -71,7 +78,10 @@ def tls_before(port: int, certificate: Path, *, clients: Path | None = None) -> 
             except OSError:  # the block was left
                 return
             tunnel.connections += 1
-            threads.append(threading.Thread(target=_forward, args=(sock, context, port)))
+            if tunnel.connections <= tunnel.losing:
+                threads.append(threading.Thread(target=_reset, args=(sock, everybody)))
+            else:
+                threads.append(threading.Thread(target=_forward, args=(sock, context, port)))
             threads[-1].start()
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -85,6 +95,13 @@ def tls_before(port: int, certificate: Path, *, clients: Path | None = None) -> 
             accepting.join()
             for thread in threads:
                 thread.join()
+
+
+def _reset(sock: socket.socket, context: ssl.SSLContext) -> None:
+    """Shake hands, then reset the connection: nothing that was sent before is sure to be read."""
+    sock.settimeout(5)
+    with contextlib.suppress(OSError), context.wrap_socket(sock, server_side=True) as inside:
+        inside.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def _forward(sock: socket.socket, context: ssl.SSLContext, port: int) -> None:
