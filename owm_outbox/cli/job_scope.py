@@ -153,7 +153,12 @@ def use_config(
 
 
 def listen(ctx: click.Context) -> None:
-    """Let SIGINT and SIGTERM set a stop, ``ctx.obj``, from now on and until the command ends."""
+    """Let SIGINT and SIGTERM set a stop, ``ctx.obj``, from now on and until the command ends.
+
+    A SIGINT that is ignored stays so: a shell that has no job control starts what ends with ``&`` like this, so that
+    Ctrl-C ends the script and not the work in the background.
+    """
     stop = Stop()
-    ctx.with_resource(stop.on_signals(signal.SIGINT, signal.SIGTERM))
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ctx.with_resource(stop.on_signals(signal.SIGTERM, *([] if ignored else [signal.SIGINT])))
     ctx.obj = stop

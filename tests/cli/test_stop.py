@@ -13,7 +13,7 @@ from textwrap import dedent
 
 import pytest
 
-from support.commands import environment, run, start
+from support.commands import SCRIPTS, environment, run, start
 
 pytestmark = pytest.mark.slow
 
@@ -146,7 +146,7 @@ def test_sigterm_at_any_moment_of_the_start_is_the_end(plugins: dict[str, str], 
         process = start("owm-outbox", *args, cwd=tmp_path, env=plugins)
         time.sleep(hundredths / 100)  # any moment will do
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate()
         lines = [line for line in err.decode().splitlines() if line != "three"]
         if process.returncode == -signal.SIGTERM:  # Python itself was still starting
             assert (out, lines) == (b"", [])
@@ -182,13 +182,32 @@ def test_a_run_ends_with_its_report(
     process = start("owm-outbox", "run", "clock", "--sink", sink, "--json", cwd=tmp_path, env=plugins)
     _wait_for(process, b"three")
     process.send_signal(signum)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate()
     report = json.loads(out)
     waiting = f"[{report['extracted']} tasks extracted, {report['pending']} waiting in the outbox]"
     assert (process.returncode, err.decode()) == (code, f"owm-outbox: stopped by {signum.name} {waiting}\n")
     assert (report["complete"], report["extracted"] >= 3) == (False, True)
     status = run("owm-outbox", "status", "--job", "clock", "--json", cwd=tmp_path, env=plugins).report
     assert (status["pending"], status["runs"][0]["report"]) == (report["pending"], report)
+
+
+def test_an_ignored_sigint_stays_ignored(plugins: dict[str, str], tmp_path: Path) -> None:
+    """What a script starts with ``&`` ignores SIGINT, as the shell asked; SIGTERM ends it all the same."""
+    script = 'trap "" INT; trap "" TERM; exec "$@"'
+    process = subprocess.Popen(
+        ["sh", "-c", script, "sh", str(SCRIPTS / "owm-outbox"), "run", "clock", "--sink", "swallowing:"],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment(**plugins),
+        cwd=tmp_path,
+    )
+    _wait_for(process, b"three")
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    assert process.returncode == 143
+    # Had SIGINT been the first stop, SIGTERM would be the second one, which ends at once and without figures.
+    assert err.startswith(b"owm-outbox: stopped by SIGTERM [")
 
 
 def test_a_second_signal_ends_what_hangs(plugins: dict[str, str], tmp_path: Path) -> None:
@@ -199,7 +218,7 @@ def test_a_second_signal_ends_what_hangs(plugins: dict[str, str], tmp_path: Path
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.3)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=5)
+    _, err = process.communicate()
     assert process.returncode == 143
     assert err.decode().splitlines()[-1] == "owm-outbox: stopped by SIGTERM"
 
@@ -232,7 +251,7 @@ def test_a_stopped_demo_leaves_nothing_behind(
     children += _children(children[0])  # the server
     assert len(children) == 2
     (os.killpg if to_the_group else os.kill)(process.pid, signum)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate()
     assert process.returncode == code, err
     assert f"owm-producer: stopped by {signum.name} [" in err.decode().splitlines()[-1]
     assert b"NOT complete" in out
