@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from support.servers import Server, binaries, running
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell without job control ignores it for what it starts with &, and so would every command that a test starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BINARIES = binaries()
 
