@@ -28,7 +28,7 @@ class JsonLinesSink(Sink):
     def __init__(self, path: str | os.PathLike[str] = "-") -> None:
         self._path = Path(path)
         self._stdout = _Stdout() if str(path) == "-" else None
-        if self._stdout is None and (self._path.is_dir() or not self._path.absolute().parent.is_dir()):
+        if self._stdout is None and (self._path.is_dir() or not _is_there(self._path)):
             raise ConfigurationError(f"jsonl:{path} cannot be written: give a file in a folder that exists, or -")
 
     @classmethod
@@ -71,6 +71,14 @@ class JsonLinesSink(Sink):
                     raise
         except OSError as error:
             raise SinkUnavailable(f"{self._path} cannot be written ({error.strerror})") from error
+
+
+def _is_there(path: Path) -> bool:
+    """Return whether the folder of a file exists."""
+    try:
+        return path.absolute().parent.is_dir()
+    except FileNotFoundError:  # the current folder was deleted
+        return False
 
 
 class _Stdout:

@@ -20,6 +20,7 @@ from .memory import MemoryOutbox
 from .redis_connection import CLIENT_OPTIONS, connect, meaning
 from .redis_stream import OPTIONS, RedisStreamSink, marks_key
 from .sqlite import SqliteOutbox
+from .sqlite_file import absolute
 
 __all__ = ["jsonl", "memory", "redis", "sqlite"]
 
@@ -108,7 +109,7 @@ def memory(url: URL) -> Iterator[Storage]:
 @contextmanager
 def sqlite(url: URL) -> Iterator[Storage]:
     """Give a file in a folder of its own, next to the one that ``sqlite:///PATH`` names."""
-    parent = Path(url.path.removeprefix("/")).absolute().parent
+    parent = absolute(url.path.removeprefix("/")).parent
     if not parent.is_dir():
         raise OutboxInvalid(f"cannot create an outbox in {parent}, which is not a folder: name another path")
     with TemporaryDirectory(prefix="check-", dir=parent) as folder:

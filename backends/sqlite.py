@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Annotated, Any, Self
 
 import msgspec
@@ -40,6 +39,7 @@ from owm_outbox import (
 )
 
 from .sqlite_connection import Database, FileState
+from .sqlite_file import absolute
 from .sqlite_letters import insert_letters, letters_after, reject_entry, retry_letter
 from .sqlite_rows import RUN_COLUMNS, acknowledged, aware, entry, insert, last_position, record, replace
 from .sqlite_transaction import insert_within, insert_within_async
@@ -73,7 +73,7 @@ class SqliteOutbox(Outbox, DeadLetterStore):
         create: bool = True,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self.path = Path(path).absolute()
+        self.path = absolute(path)
         self._now = now
         self._db = Database(self.path, timeout=timeout, shared=shared, create=create)
         self._may_have_more = True  # delivered entries that a crash, or a closed run, left to be cleared

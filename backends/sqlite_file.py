@@ -19,9 +19,22 @@ from urllib.parse import quote
 
 from owm_outbox import OutboxInvalid, OutboxLocked, OutboxUnavailable
 
-__all__ = ["DatabaseFile"]
+__all__ = ["DatabaseFile", "absolute"]
 
 _SMALLEST = 512  # bytes of a database with anything in it: one page of the smallest size
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """Return the path as it is from everywhere.
+
+    :raises OutboxInvalid: it is relative to a folder that was deleted.
+    """
+    try:
+        return Path(path).absolute()
+    except FileNotFoundError as error:
+        raise OutboxInvalid(
+            f"cannot open the outbox {os.fspath(path)}: the current folder was deleted; give an absolute path"
+        ) from error
 
 
 class DatabaseFile:
@@ -56,7 +69,9 @@ class DatabaseFile:
         if self.path.exists() or self.path.is_symlink():
             return
         new = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.new")
-        os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        os.fchmod(fd, 0o600)  # a umask may have taken our own rights away
+        os.close(fd)
         try:
             if application_id is not None:
                 with closing(sqlite3.connect(new, isolation_level=None)) as connection:

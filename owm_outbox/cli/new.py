@@ -43,7 +43,7 @@ def new(ctx: click.Context, /, *, kind: str, name: str) -> None:
             f"{name} already exists here and was not changed: choose another name or folder"
         ) from None
     except OSError as error:
-        raise ConfigurationError(f"cannot make the folder {folder.absolute()} ({error.strerror})") from error
+        raise ConfigurationError(f"cannot make the folder {_shown(folder)} ({error.strerror})") from error
     try:
         for path, text in _files(kind, name).items():
             (folder / path).parent.mkdir(exist_ok=True)
@@ -52,8 +52,15 @@ def new(ctx: click.Context, /, *, kind: str, name: str) -> None:
         import shutil
 
         shutil.rmtree(folder, ignore_errors=True)  # made above: half a package is of no use
-        raise ConfigurationError(f"cannot write into {folder.absolute()} ({error.strerror})") from error
+        raise ConfigurationError(f"cannot write into {_shown(folder)} ({error.strerror})") from error
     write_report(f"wrote {name}/: now cd {name}, pip install -e '.[test]', pytest")
+
+
+def _shown(folder: Path) -> Path:
+    try:
+        return folder.absolute()
+    except FileNotFoundError:  # the current folder was deleted
+        return folder
 
 
 def _problem_with(kind: str, name: str) -> str | None:
