@@ -186,7 +186,7 @@ def _meaning(error: sqlite3.Error, path: Path) -> OutboxInvalid | OutboxUnavaila
         return OutboxUnavailable(f"another program is using {path} ({error}): run again")
     if code == sqlite3.SQLITE_IOERR:
         return OutboxUnavailable(
-            f"{path} cannot be written or read ({error}): check the disk and its quota, then run again"
+            f"{path} cannot be written or read ({error}): check the disk, its quota and ulimit -f, then run again"
         )
     if code == sqlite3.SQLITE_NOTADB:
         return OutboxInvalid(f"{path} is not an SQLite file: name another one")

@@ -80,7 +80,7 @@ class DatabaseFile:
             self._name(new)
         except sqlite3.Error as error:
             raise OutboxUnavailable(
-                f"cannot write {new} ({error}): check the disk and its quota, then run again"
+                f"cannot write {new} ({error}): check the disk, its quota and ulimit -f, then run again"
             ) from error
         finally:
             new.unlink(missing_ok=True)
