@@ -168,7 +168,10 @@ class DatabaseFile:
                 f"cannot open the lock file {path} ({error.strerror}): check its folder and its owner"
             ) from error
         try:
-            _refuse_unsafe(path, os.fstat(fd))
+            found = os.fstat(fd)
+            _refuse_unsafe(path, found)
+            if found.st_mode & 0o600 != 0o600:  # a umask has taken our own rights away
+                os.fchmod(fd, 0o600)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
