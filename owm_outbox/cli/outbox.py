@@ -50,14 +50,14 @@ def drain(
         delivered = make_relay(stack, opened, to, settings, stop).drain()
         pending = opened.stats().pending
     if settings.as_json:
-        write_report(json.dumps({"delivered": delivered, "pending": pending}))
+        write_report(json.dumps({"delivered": delivered, "pending": pending}).encode())
 
 
 def _age(since: datetime | None) -> float | None:
     return None if since is None else round((datetime.now(UTC) - since).total_seconds(), 1)
 
 
-def _status_json(stats: OutboxStats) -> str:
+def _status_json(stats: OutboxStats) -> bytes:
     return json.dumps(
         {
             "pending": stats.pending,
@@ -79,7 +79,7 @@ def _status_json(stats: OutboxStats) -> str:
                 for run in stats.runs
             ],
         }
-    )
+    ).encode()
 
 
 def _status_text(url: str, stats: OutboxStats) -> str:

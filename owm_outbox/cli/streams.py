@@ -60,7 +60,7 @@ class _Stdout(io.FileIO):
 
 
 def write_data(data: str | bytes) -> None:
-    """Write a line of what a command was asked for.
+    """Write a line of what a command was asked for: text as the locale has it, bytes as they are.
 
     :raises OutputLost: stdout takes nothing.
     """
