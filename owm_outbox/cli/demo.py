@@ -60,21 +60,29 @@ class _FirstTasks(Observer):
 
 @contextmanager
 def _stand_ins(population: str, *, valkey: bool) -> Iterator[dict[str, str]]:
-    process = subprocess.Popen(  # noqa: S603 - a module of this package
-        [sys.executable, "-P", "-m", "owm_outbox.cli.stand_ins", "--cities", population, *["--valkey"] * valkey],
-        stdin=subprocess.PIPE,  # its end of file tells the child that this process has ended, however it did
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # so that Ctrl-C reaches this process alone
-    )
+    try:
+        process = subprocess.Popen(  # noqa: S603 - a module of this package
+            [sys.executable, "-P", "-m", "owm_outbox.cli.stand_ins", "--cities", population, *["--valkey"] * valkey],
+            stdin=subprocess.PIPE,  # its end of file tells the child that this process has ended, however it did
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,  # so that Ctrl-C reaches this process alone
+        )
+    except OSError as error:
+        raise ConfigurationError(
+            f"the demo cannot start its servers ({error.strerror}): run without --demo, with --api-url and --sink"
+        ) from error
     try:
         assert process.stdout is not None  # noqa: S101 - for the type checker
-        found = process.stdout.readline()
+        found = json.loads(process.stdout.readline() or "{}")
         if not found:
             assert process.stderr is not None  # noqa: S101 - for the type checker
-            raise ConfigurationError(process.stderr.read().strip().rpartition("\n")[2])
-        yield json.loads(found)
+            found["problem"] = process.stderr.read().strip().rpartition("\n")[2]
+        if "problem" in found:
+            raise ConfigurationError(found["problem"])
+        yield found
     finally:
         process.communicate()  # closes its stdin, and waits until it has cleaned up
 

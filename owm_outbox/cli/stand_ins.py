@@ -25,15 +25,26 @@ def main() -> None:
     args = parser.parse_args()
     with ExitStack() as stack:
         try:
-            service = WeatherService(read_cities(args.cities))
-            threading.Thread(target=service.serve_forever, daemon=True).start()
-            sink = stack.enter_context(_valkey()) if args.valkey else None
+            _tell(_start(stack, args.cities, valkey=args.valkey))
         except ConfigurationError as error:
-            sys.exit(str(error))
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="owm-demo-"))
-        sys.stdout.write(json.dumps({"api": service.url, "sink": sink, "folder": folder}) + "\n")
-        sys.stdout.flush()
-        sys.stdin.read()
+            _tell({"problem": str(error)})
+        except (OSError, RuntimeError) as error:  # no folder to write to, no file or thread left
+            _tell({"problem": f"the demo's servers did not start ({error}): check TMPDIR, the disk and ulimit -a"})
+        else:
+            sys.stdin.buffer.read()
+
+
+def _start(stack: ExitStack, population: int, *, valkey: bool) -> dict[str, str | None]:
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="owm-demo-"))
+    service = WeatherService(read_cities(population))
+    threading.Thread(target=service.serve_forever, daemon=True).start()
+    sink = stack.enter_context(_valkey()) if valkey else None
+    return {"api": service.url, "sink": sink, "folder": folder}
+
+
+def _tell(what: dict[str, str | None]) -> None:
+    sys.stdout.buffer.write(json.dumps(what).encode() + b"\n")  # whatever the locale is
+    sys.stdout.buffer.flush()
 
 
 @contextmanager
