@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import socket
 import sys
 import tempfile
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("--cities", type=int, default=15000, choices=(15000, 5000, 1000, 500))
     parser.add_argument("--valkey", action="store_true", help="with a server for the stream")
     args = parser.parse_args()
+    os.umask(0o077)  # what is made here is ours alone, and we can open it, whatever the shell's umask is
     with ExitStack() as stack:
         try:
             _tell(_start(stack, args.cities, valkey=args.valkey))
