@@ -139,10 +139,10 @@ def threads_end() -> Iterator[None]:
     ids=["no answer", "trickle", "backoff", "Retry-After"],
 )
 def test_a_stop_ends_each_wait(reply: Reply, failures: int, service: Misbehaving) -> None:
-    """Whatever is waited for, a stop ends it within a second; nothing under way is counted, and no thread stays."""
+    """Whatever is waited for, a stop ends it within 5 s; nothing under way is counted, and no thread stays."""
     service.misbehave(reply, *range(1, 10))
     run, pages, seconds = _stopped(service, 3, retry_wait=30.0, concurrency=2)
-    assert seconds < 1
+    assert seconds < 5
     assert [len(page.tasks) for page in pages] == [100], "what was fetched is handed over"
     assert len(service.requests) == 3
     state = json.loads(run.state.get(f"breaker:{service.url}/cities/") or b"{}")
@@ -156,5 +156,5 @@ def test_a_stop_ends_the_wait_for_a_slot(service: Misbehaving) -> None:
     service.misbehave(status(503), 1, 2, 3, times=1)
     service.misbehave(hang, *range(4, 100))
     _, _, seconds = _stopped(service, 5, retry_wait=30.0, concurrency=8)
-    assert seconds < 1
+    assert seconds < 5
     assert len(service.requests) <= 9

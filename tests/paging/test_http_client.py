@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import time
 import tracemalloc
 from base64 import b64encode
 from collections.abc import Iterator
@@ -472,13 +471,11 @@ def test_a_retry_after_without_sense_counts_as_none(header: str, service: Misbeh
 
 @pytest.mark.parametrize("reply", [hang, trickling_body], ids=["hang", "trickle"])
 def test_close_ends_requests_under_way(reply: Reply, service: Misbehaving) -> None:
-    """A request that is under way when the client is closed fails soon, not at its timeout."""
+    """A request that is under way when the client is closed fails then, not at its timeout."""
     service.misbehave(reply)
-    client = _client()
+    client = _client(timeout=1000 * PATIENCE)
     with ThreadPoolExecutor(4) as pool:
         calls = [pool.submit(_get, client, service) for _ in range(4)]
         service.wait_for(lambda service: len(service.requests) == 4)
         client.close()
-        began = time.monotonic()
         assert {type(call.exception(PATIENCE)) for call in calls} == {RequestFailed}
-        assert time.monotonic() - began < PATIENCE / 2

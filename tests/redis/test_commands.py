@@ -51,20 +51,19 @@ def test_a_server_that_refuses_from_the_start(
 def test_sigterm_while_the_server_hangs(
     service: CountingService, own_server: Server, stream: str, tmp_path: Path
 ) -> None:
-    """SIGTERM to a producer whose server hangs ends with 143 within the timeout of a reply; every task is kept."""
+    """SIGTERM to a producer whose server hangs ends with 143 within 5 s plus a timeout; every task is kept."""
     own_server.pause()
     args = ["--api-url", service.url, "--outbox", f"sqlite:///{tmp_path}/tasks.db"]
     process = commands.start("owm-producer", *args, "--sink", own_server.url(stream, socket_timeout=2))
-    deadline = time.monotonic() + 30
     pending = 0
-    while pending < COUNT and time.monotonic() < deadline:
+    while pending < COUNT:
         time.sleep(0.05)
         if (tmp_path / "tasks.db").exists():
             with SqliteOutbox(tmp_path / "tasks.db") as outbox:
                 pending = outbox.stats().pending
     asked = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate()
     assert process.returncode == 143, err
-    assert time.monotonic() - asked < 2 + 1
+    assert time.monotonic() - asked < 2 + 5
     assert pending == COUNT
