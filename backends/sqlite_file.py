@@ -110,12 +110,23 @@ class DatabaseFile:
             _refuse_unsafe(path, found)
 
     def _refuse_foreign(self, application_id: int) -> None:
-        """Read the header through SQLite, as a file that nobody changes, so that a foreign one stays as it is."""
-        uri = f"file:{quote(os.fsencode(self.path))}?mode=ro&immutable=1"
+        """Read the header through SQLite, as a file that nobody changes, so that a foreign one stays as it is.
+
+        A process that was killed while it folded its WAL into the file may have left a header that promises more pages
+        than there are yet. Only with its WAL is such a file whole.
+        """
         try:
-            with closing(sqlite3.connect(uri, uri=True)) as connection:
-                found = connection.execute("PRAGMA application_id").fetchone()[0]
+            try:
+                found = self._application_id("immutable=1")
+            except sqlite3.DatabaseError as error:
+                if not (_is_damage(error) and self.wal_size()):
+                    raise
+                found = self._application_id("immutable=0")
         except sqlite3.DatabaseError as error:
+            if _is_damage(error):
+                raise OutboxInvalid(
+                    f"{self.path} is damaged ({error}): move it away to start a new one, or try sqlite3's .recover"
+                ) from error
             raise OutboxInvalid(
                 f"{self.path} is not an SQLite file, so it is not an outbox: name another path"
             ) from error
@@ -124,6 +135,11 @@ class DatabaseFile:
                 f"{self.path} is an SQLite file of another program: name another path, or say shared=true if it is "
                 "the database of an application that appends within its own transactions"
             )
+
+    def _application_id(self, option: str) -> int:
+        uri = f"file:{quote(os.fsencode(self.path))}?mode=ro&{option}"
+        with closing(sqlite3.connect(uri, uri=True)) as connection:
+            return int(connection.execute("PRAGMA application_id").fetchone()[0])
 
     def watch(self) -> None:
         """Remember which files these are, now that SQLite has them open.
@@ -187,6 +203,10 @@ class DatabaseFile:
                 fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough: a forked child has the descriptor, too
         finally:
             os.close(fd)
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF == sqlite3.SQLITE_CORRUPT
 
 
 def _refuse_unsafe(path: Path, found: os.stat_result) -> None:

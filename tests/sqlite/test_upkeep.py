@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from owm_outbox import Batch, Key, Mark, NewEntry, OutboxRelay, RunReport, Sink
+from owm_outbox import Batch, Key, Mark, NewEntry, OutboxInvalid, OutboxRelay, RunReport, Sink
 from owm_outbox_backends.sqlite import SqliteOutbox
 
 from support.commands import environment
@@ -316,3 +316,38 @@ def test_a_busy_file_is_waited_for_at_the_start(path: Path) -> None:
     thread.join(20)
     assert not thread.is_alive()
     outbox.close()
+
+
+@pytest.mark.parametrize("written", [1, 2, 100, -1], ids=["header", "two pages", "half", "all but one"])
+def test_a_kill_within_a_checkpoint_leaves_a_whole_outbox(written: int, outbox: SqliteOutbox, tmp_path: Path) -> None:
+    """Whichever pages of the WAL were in the file by then, the next process opens it and has every task."""
+    with contextlib.closing(sqlite3.connect(outbox.path)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM outbox_entries").fetchone()  # keeps the WAL from being folded
+        _fill(outbox, 3000)
+        before, wal = outbox.path.read_bytes(), Path(f"{outbox.path}-wal").read_bytes()
+    outbox.close()  # folds it
+    after = outbox.path.read_bytes()
+    size = 4096 * written if written > 0 else len(after) - 4096
+    assert len(before) < size or written < 100
+    killed = tmp_path / "killed.db"
+    killed.write_bytes(after[:size] + before[size:])
+    Path(f"{killed}-wal").write_bytes(wal)
+    killed.chmod(0o600)
+    with SqliteOutbox(killed) as reopened:
+        assert reopened.stats().pending == 3000
+        assert [entry.key for entry in reopened.read(0, 5000)] == list(range(3000))
+
+
+def test_a_file_without_the_wal_that_it_needs_is_damaged(outbox: SqliteOutbox, tmp_path: Path) -> None:
+    """One clear line, and the file stays as it is."""
+    _fill(outbox, 3000)
+    outbox.close()
+    damaged = tmp_path / "damaged.db"
+    damaged.write_bytes(outbox.path.read_bytes()[:4096])
+    damaged.chmod(0o600)
+    with pytest.raises(
+        OutboxInvalid, match=r"damaged\.db is damaged \(database disk image is malformed\): move it away"
+    ):
+        SqliteOutbox(damaged)
+    assert damaged.stat().st_size == 4096
