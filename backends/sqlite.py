@@ -340,14 +340,13 @@ class SqliteOutbox(Outbox, DeadLetterStore):
         with self._db.translated():
             conn = self._db.connect(check_same_thread=False)
             conn.execute("PRAGMA synchronous = FULL")
-            conn.execute("PRAGMA wal_autocheckpoint = 0")
             return conn
 
     @contextmanager
     def _within(self) -> Iterator[None]:
         self._db.file.check()
+        self._db.fold_wal()
         with self._db.translated():
-            self._db.fold_wal()
             yield
 
     # -- within

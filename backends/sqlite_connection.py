@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import threading
@@ -16,6 +17,8 @@ from .sqlite_file import DatabaseFile
 from .sqlite_schema import APPLICATION_ID, prepare
 
 __all__ = ["Database", "FileState"]
+
+log = logging.getLogger("owm_outbox.sqlite")
 
 _MAX_WAL = 8 * 2**20  # bytes
 _MAX_FREE = 64 * 2**20  # bytes of free pages that a file keeps for the next run
@@ -42,6 +45,8 @@ class Database:
         self._timeout = timeout
         self._shared = shared
         self._mutex = threading.RLock()  # an application's thread may append while a relay's thread reads
+        self._alone = False
+        self._folding: sqlite3.Connection | None = None  # made when it is needed
         self._conn = self._open()
         try:
             self.file.watch()
@@ -66,6 +71,7 @@ class Database:
                         f"{self.path} is on a file system that cannot map shared memory, so programs cannot share it: "
                         "move it to a local disk"
                     ) from error
+            self._alone = True
             return self._prepared("PRAGMA locking_mode = EXCLUSIVE")
 
     def _prepared(self, *first: str) -> sqlite3.Connection:
@@ -74,16 +80,18 @@ class Database:
             for statement in first:
                 connection.execute(statement)
             prepare(connection, self.path, shared=self._shared)
-            connection.execute(f"PRAGMA journal_size_limit = {_MAX_WAL}")
         except BaseException:
             connection.close()
             raise
         return connection
 
     def connect(self, **options: object) -> sqlite3.Connection:
-        """Open another connection to the file."""
+        """Open another connection to the file, which leaves folding the WAL into it to `fold_wal`."""
         uri = f"file:{quote(os.fsencode(self.path))}?mode=rw"
-        return sqlite3.connect(uri, uri=True, timeout=self._timeout, **options)  # type: ignore[call-overload, no-any-return]  # as sqlite3.connect takes them
+        connection: sqlite3.Connection = sqlite3.connect(uri, uri=True, timeout=self._timeout, **options)  # type: ignore[call-overload]  # as sqlite3.connect takes them
+        connection.execute("PRAGMA wal_autocheckpoint = 0").fetchall()
+        connection.execute(f"PRAGMA journal_size_limit = {_MAX_WAL}").fetchall()
+        return connection
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -100,6 +108,7 @@ class Database:
                 raise
             # A commit into a file that was deleted succeeds: only the path tells that nobody will find it.
             self.file.check()
+            self.fold_wal()
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -118,16 +127,47 @@ class Database:
                 conn.execute("COMMIT")
 
     def fold_wal(self) -> None:
-        """Fold a large WAL into the file: an application's own connections leave that to us.
+        """Fold a large WAL into the file, unless that would mean to wait.
 
-        Not waited for where another thread is at work: it may wait for the very transaction that the caller is in.
+        Before version 3.51.3, SQLite can damage a file where one connection commits while another one does this
+        (sqlite.org/wal.html#walresetbug). So the file is locked for writing meanwhile. Whoever has it locked now may be
+        the caller's own transaction, which then would never end.
         """
-        if self.file.wal_size() > _MAX_WAL and self._mutex.acquire(blocking=False):
-            try:
-                with self.translated():
-                    self._conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-            finally:
-                self._mutex.release()
+        if self.file.wal_size() <= _MAX_WAL or not self._mutex.acquire(blocking=False):
+            return
+        try:
+            if self._alone:
+                _fold(self._conn)
+            elif self._lock_at_once():
+                try:
+                    _fold(self._folder())
+                finally:
+                    self._conn.execute("ROLLBACK")
+        except sqlite3.Error as error:  # what was committed before is safe; the next commit tries it again
+            log.info("the write-ahead log of %s stays large: %s", self.path, error)
+        finally:
+            self._mutex.release()
+
+    def _folder(self) -> sqlite3.Connection:
+        """Return the connection that folds: SQLite does not let the one do so that has locked the file."""
+        if self._folding is None:
+            self._folding = self.connect(isolation_level=None, check_same_thread=False)
+        return self._folding
+
+    def _lock_at_once(self) -> bool:
+        """Lock the file for writing, and return whether it could be without waiting."""
+        if self._conn.in_transaction:
+            return False
+        self._conn.execute("PRAGMA busy_timeout = 0")
+        try:
+            self._conn.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if _code(error) != sqlite3.SQLITE_BUSY:
+                raise
+            return False
+        finally:
+            self._conn.execute(f"PRAGMA busy_timeout = {int(self._timeout * 1000)}")
+        return True
 
     def give_space_back(self) -> None:
         """Shrink a file that has much more free space than the next run is likely to need."""
@@ -145,6 +185,8 @@ class Database:
     def close(self) -> None:
         """Close the file; the last one to do so folds the WAL into it."""
         with self._mutex, self.translated():
+            if self._folding is not None:
+                self._folding.close()
             self._conn.close()
 
     @contextmanager
@@ -174,9 +216,17 @@ class FileState(StateStore):
             conn.execute("INSERT OR REPLACE INTO outbox_state (name, value) VALUES (?, ?)", (name, value))
 
 
+def _fold(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+
+def _code(error: sqlite3.Error) -> int:
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+
+
 def _meaning(error: sqlite3.Error, path: Path) -> OutboxInvalid | OutboxUnavailable:
     """Say what an error of SQLite means for the caller."""
-    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+    code = _code(error)
     if code == sqlite3.SQLITE_FULL:
         return OutboxUnavailable(
             f"there is no room left for {path} ({error}): nothing of this page was kept; "

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -351,3 +352,42 @@ def test_a_file_without_the_wal_that_it_needs_is_damaged(outbox: SqliteOutbox, t
     ):
         SqliteOutbox(damaged)
     assert damaged.stat().st_size == 4096
+
+
+def test_nobody_can_commit_while_the_wal_is_folded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older versions of SQLite may damage a file then, so it is locked; where somebody else has it locked, it waits."""
+    connect = sqlite3.connect
+    refused: list[str] = []
+
+    def try_to_commit(statement: str) -> None:
+        if "wal_checkpoint" in statement:
+            with contextlib.closing(connect(path, timeout=0, isolation_level=None)) as other:
+                try:
+                    other.execute("BEGIN IMMEDIATE")
+                except sqlite3.OperationalError as error:
+                    refused.append(str(error))
+                else:
+                    refused.append("it could")
+
+    def spying(*args: Any, **options: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = connect(*args, **options)
+        connection.set_trace_callback(try_to_commit)
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", spying)
+    with SqliteOutbox(path) as outbox:
+        _fill(outbox, 60_000)
+        assert refused
+        assert set(refused) == {"database is locked"}
+        with contextlib.closing(connect(path, isolation_level=None)) as writer:
+            writer.execute("BEGIN IMMEDIATE")
+            writer.execute("INSERT INTO outbox_state VALUES ('another', zeroblob(16777216))")
+            writer.execute("COMMIT")
+            writer.execute("BEGIN IMMEDIATE")
+            before = len(refused)
+            outbox.read(0, 1)
+            assert len(refused) == before
+            writer.execute("ROLLBACK")
+        outbox.read(0, 1)
+        assert len(refused) == before + 1
+    assert path.stat().st_size > 16 * MIB
