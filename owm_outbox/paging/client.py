@@ -161,7 +161,7 @@ class Client:
         for chunk in response.iter_content(2**16):
             body += chunk
             if len(body) > self._max_body:
-                raise RequestFailed(f"{asked} gives more than {self._max_body:,} bytes")
+                raise RequestFailed(f"{asked} gives more than {self._max_body:,} bytes; a lower --api-limit may help")
         return bytes(body.removeprefix(_BYTE_ORDER_MARK))
 
 

@@ -279,7 +279,7 @@ def test_a_body_beyond_the_limit_is_refused(reply: Reply, service: Misbehaving) 
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert str(error).endswith(" gives more than 1,048,576 bytes")
+    assert str(error).endswith(" gives more than 1,048,576 bytes; a lower --api-limit may help")
     assert peak < 8 * MEBIBYTE
 
 
