@@ -22,7 +22,7 @@ from .redis_stream import OPTIONS, RedisStreamSink, marks_key
 from .sqlite import SqliteOutbox
 from .sqlite_file import absolute
 
-__all__ = ["jsonl", "memory", "redis", "sqlite"]
+__all__ = ["jsonl", "memory", "postgresql", "redis", "sqlite"]
 
 _ROOM = 10_000
 _LEFT = 20
@@ -115,3 +115,16 @@ def sqlite(url: URL) -> Iterator[Storage]:
     with TemporaryDirectory(prefix="check-", dir=parent) as folder:
         path = Path(folder) / "tasks.db"
         yield Storage(open=lambda: SqliteOutbox(path), interrupt=lambda: full_disk(Path(f"{path}-wal")))
+
+
+@contextmanager
+def postgresql(url: URL) -> Iterator[Storage]:
+    """Give tables of their own, next to those that ``postgresql://…?schema=…&table=…`` names."""
+    from .postgresql import PostgresqlOutbox
+    from .postgresql_scratch import dropped, failing
+
+    with dropped(url) as tables:
+        yield Storage(
+            open=lambda: PostgresqlOutbox(url, schema=tables.schema, table=tables.table),
+            interrupt=lambda: failing(url, tables),
+        )

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self
 from owm_outbox.entry import Entry, Key, Mark, NewEntry
 from owm_outbox.report import RunReport
 from owm_outbox.run import RunRecord, StateStore
+from owm_outbox.stop import Stop
 from owm_outbox.task import DeadLetter, InvalidRecord, dead_entry, new_entries
 from owm_outbox.url import URL
 
@@ -106,6 +107,9 @@ class Outbox(ABC):
     @abstractmethod
     def lock(self) -> AbstractContextManager[None]:
         """Hold the outbox for one relay. Freed on exit, and by the operating system if the process dies.
+
+        An outbox whose lock can be lost on the way (the server that kept it was restarted) raises OutboxLocked from
+        what the relay writes next, and writes nothing: another relay may have taken over.
 
         :raises OutboxLocked: at once, if another relay holds it; the message says who.
         """
@@ -212,6 +216,14 @@ class Outbox(ABC):
         entries = new_entries(tasks, key, headers)
         entries += [dead_entry(record) for record in invalid]
         return self.store(entries, run=run, checkpoint=checkpoint, expected=expected)
+
+    def wait(self, seconds: float, stop: Stop) -> None:
+        """Return when there may be something new, after ``seconds`` at the latest, or once ``stop`` is set.
+
+        What a relay that has the lock does between two looks. This default cannot tell, and takes all the time; an
+        outbox that is told of appends returns earlier. To return too early does no harm.
+        """
+        stop.wait(seconds)
 
     def close(self) -> None:  # noqa: B027 - not abstract: most have nothing to release
         """Release files and connections. The object must not be used afterwards."""

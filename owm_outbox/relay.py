@@ -127,25 +127,28 @@ class OutboxRelay:
         :raises OwmOutboxError: what waiting does not fix (a wrong password, a damaged file); nothing is lost.
         """
         asked = stop if isinstance(stop, Stop) else Stop(stop)
-        waiting = False
+        waiting = held = False
         while not asked.is_set():
             try:
                 with self._outbox.lock():
                     if waiting:
                         log.info("taking over: the outbox is free")
-                    waiting = False
+                    waiting, held = False, True
                     self._serve(asked, poll)
             except Stopped:
                 break
             except OutboxLocked as error:
-                if not stand_by:
+                if held:  # it was lost on the way: whether another relay has it shows when we ask for it again
+                    log.warning("asking for the lock again: %s", error)
+                elif not stand_by:
                     raise
-                if not waiting:
+                elif not waiting:
                     log.info("standing by: %s", error)
                     self._ask_sink()
-                waiting = True
+                waiting, held = not held, False
                 asked.wait(poll)
             except TryAgainLater as error:
+                held = False
                 log.warning("trying again in 1 s: %s", error)
                 asked.wait(1.0)
         log.info("stopped; what is left stays in the outbox")
@@ -163,7 +166,9 @@ class OutboxRelay:
                 if failing_since is not None:
                     log.info("delivering again, after %.0f s of failures", self._clock() - failing_since)
                 delay, failing_since = 1.0, None
-                stop.wait(poll)
+                self._outbox.wait(poll, stop)
+            except OutboxLocked:
+                raise
             except TryAgainLater as error:
                 log.warning("trying again in %.0f s: %s", delay, error)
                 delivery = None  # what it knew of the outbox may have changed

@@ -1,0 +1,77 @@
+"""Tables of a PostgresqlOutbox to try it with, and a failure in the middle of what is written to them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from psycopg.sql import SQL, Identifier, Literal
+
+from owm_outbox import URL
+
+from .postgresql_address import Tables, conninfo_of, own_options
+from .postgresql_connection import Row
+from .postgresql_errors import refusal
+
+__all__ = ["dropped", "failing"]
+
+_WRITTEN = 7  # rows that are written before the failure
+_CHANGED = ("entries", "incoming", "positions", "runs", "lanes", "state")
+
+
+@contextmanager
+def dropped(url: URL) -> Iterator[Tables]:
+    """Give names of tables next to those that a URL names, and drop them in the end."""
+    schema = own_options(url).get("schema", "public")
+    tables = Tables(schema, f"check_{uuid.uuid4().hex[:12]}")
+    with _connected(url, tables):  # a server that is down, or refuses us, shows here
+        pass
+    try:
+        yield tables
+    finally:
+        with _connected(url, tables) as conn:
+            for name in tables.names.values():
+                conn.execute(SQL("DROP TABLE IF EXISTS {}").format(Identifier(schema, name)))
+
+
+@contextmanager
+def failing(url: URL, tables: Tables) -> Iterator[None]:
+    """Have the server refuse what is written after some rows, as where its disk is full."""
+    counter, function = (Identifier(tables.schema, f"{tables.table}_{what}") for what in ("written", "refuse"))
+    with _connected(url, tables) as conn:
+        conn.execute(SQL("CREATE SEQUENCE {}").format(counter))
+        conn.execute(
+            SQL(
+                "CREATE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+                "IF nextval(TG_ARGV[0]::regclass) > {} THEN "
+                "RAISE 'could not extend file: no space left on device' USING ERRCODE = 'disk_full'; END IF; "
+                "RETURN coalesce(NEW, OLD); END $$"
+            ).format(function, Literal(_WRITTEN))
+        )
+        for what in _CHANGED:
+            conn.execute(
+                SQL(
+                    "CREATE TRIGGER refuse BEFORE INSERT OR UPDATE OR DELETE ON {} FOR EACH ROW EXECUTE FUNCTION {}({})"
+                ).format(
+                    Identifier(tables.schema, tables.names[what]),
+                    function,
+                    Literal(f"{tables.schema}.{tables.table}_written"),
+                )
+            )
+        try:
+            yield
+        finally:
+            conn.execute(SQL("DROP FUNCTION {} CASCADE").format(function))
+            conn.execute(SQL("DROP SEQUENCE {}").format(counter))
+
+
+@contextmanager
+def _connected(url: URL, tables: Tables) -> Iterator[psycopg.Connection[Row]]:
+    try:
+        conn = psycopg.connect(**conninfo_of(url), autocommit=True)  # type: ignore[arg-type]  # options of libpq are texts and numbers
+    except psycopg.Error as error:
+        raise refusal(error, str(tables)) from error
+    with conn:
+        yield conn

