@@ -208,7 +208,7 @@ class PostgresqlOutbox(Outbox, DeadLetterStore):
     ) -> Stored:
         """Store entries, and what they say of the run, in one commit."""
         if run is None and not any(entry.reason is not None for entry in entries):
-            with self._db.writer.transaction() as conn:
+            with self._db.writer.statement() as conn:
                 return Stored(append(conn, self._tables, entries, self._db.now and self._db.now()))
         with self._db.lane(fenced=run is not None) as lane:
             lane.number()  # what was appended before is before these

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import select
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -12,7 +13,7 @@ import psycopg
 
 from owm_outbox import OutboxInvalid, OutboxUnavailable
 
-from .postgresql_errors import meaning, refusal, translated
+from .postgresql_errors import meaning, refusal, said, translated
 
 __all__ = ["OLDEST", "Row", "Session"]
 
@@ -36,14 +37,16 @@ class Session:
 
     :param conninfo: what to connect with.
     :param at: the outbox, as messages name it.
+    :param warns: of a server that is not durable; once.
     """
 
-    def __init__(self, conninfo: Mapping[str, Any], at: str) -> None:
+    def __init__(self, conninfo: Mapping[str, Any], at: str, *, warns: bool = True) -> None:
         self.at = at
         self.mutex = threading.RLock()
         self._conninfo = conninfo
         self._conn: psycopg.Connection[Row] | None = None
         self._durability = "on"
+        self._warns = warns
         self._closed = False
 
     @contextmanager
@@ -59,6 +62,20 @@ class Session:
                 if isinstance(error, psycopg.errors.InsufficientPrivilege):
                     raise OutboxInvalid(f"{meaning(error, self.at)}: {self.advice(conn)}") from error
                 raise
+
+    @contextmanager
+    def statement(self) -> Iterator[psycopg.Connection[Row]]:
+        """Give the connection for one statement that writes, and is a transaction of its own: one round trip."""
+        with self.mutex, translated(self.at):
+            conn = self._checked()
+            try:
+                yield conn
+            except psycopg.OperationalError as error:
+                if conn.closed:
+                    raise self._unknown(error) from error
+                raise
+            except psycopg.errors.InsufficientPrivilege as error:
+                raise OutboxInvalid(f"{meaning(error, self.at)}: {self.advice(conn)}") from error
 
     @contextmanager
     def connected(self) -> Iterator[psycopg.Connection[Row]]:
@@ -109,9 +126,23 @@ class Session:
         except psycopg.OperationalError as error:
             if not conn.closed:
                 raise
-            raise OutboxUnavailable(
-                f"the connection to {self.at} was lost during a commit, and whether it was made is not known: run again"
-            ) from error
+            raise self._unknown(error) from error
+
+    def _unknown(self, error: psycopg.Error) -> OutboxUnavailable:
+        return OutboxUnavailable(
+            f"the connection to {self.at} was lost during a commit, and whether that was made is not known "
+            f"({said(error)}): run again"
+        )
+
+    def _checked(self) -> psycopg.Connection[Row]:
+        """Return a connection that was not lost while it was idle: nothing that writes may be sent twice."""
+        conn = self._open()
+        if select.select([conn.fileno()], [], [], 0)[0]:  # the server said something unasked, at most that it ends
+            try:
+                conn.execute("SELECT 1")
+            except psycopg.OperationalError:
+                conn = self._reopened()
+        return conn
 
     def _roll_back(self, conn: psycopg.Connection[Row]) -> None:
         if conn.closed:
@@ -139,31 +170,31 @@ class Session:
         except psycopg.Error as error:
             raise refusal(error, self.at) from error
         try:
-            self._durability = _settled(conn, self.at)
+            self._durability = self._settled(conn)
         except BaseException:
             conn.close()
             raise
         return conn
 
-
-def _settled(conn: psycopg.Connection[Row], at: str) -> str:
-    """Check what the server is, have it speak so that we understand it, and return how durable a commit has to be."""
-    if conn.info.server_version < OLDEST * 10_000:
-        raise OutboxInvalid(
-            f"{at} is PostgreSQL {conn.info.server_version // 10_000}: an outbox needs version {OLDEST} or later"
-        )
-    encoding = conn.info.parameter_status("server_encoding")
-    if encoding != "UTF8":
-        raise OutboxInvalid(f"{at} has the encoding {encoding}, which cannot hold every text: use a database with UTF8")
-    with translated(at):
-        conn.execute("SET DateStyle = 'ISO'; SET TimeZone = 'UTC'", prepare=False)
-        row = conn.execute(
-            "SELECT current_setting('synchronous_commit'), current_setting('fsync'), pg_backend_pid()"
-        ).fetchone()
-    assert row is not None  # noqa: S101 - a SELECT without FROM has one row
-    durability, fsync, backend = row
-    if fsync != "on":
-        log.warning("%s has fsync = %s: tasks that were stored may be lost when its machine fails", at, fsync)
-    if backend != conn.info.backend_pid:  # a pooler, whose servers know nothing of statements that we prepared
-        conn.prepare_threshold = None
-    return durability if durability == "remote_apply" else "on"
+    def _settled(self, conn: psycopg.Connection[Row]) -> str:
+        """Check what the server is, agree on how it speaks, and return how durable a commit has to be."""
+        if conn.info.server_version < OLDEST * 10_000:
+            raise OutboxInvalid(f"{self.at} is PostgreSQL {conn.info.server_version // 10_000}: use {OLDEST} or later")
+        encoding = conn.info.parameter_status("server_encoding")
+        if encoding != "UTF8":
+            raise OutboxInvalid(
+                f"{self.at} has the encoding {encoding}, which cannot hold every text: use a database with UTF8"
+            )
+        with translated(self.at):
+            conn.execute("SET DateStyle = 'ISO'; SET TimeZone = 'UTC'; SET lock_timeout = '4s'", prepare=False)
+            row = conn.execute(
+                "SELECT current_setting('synchronous_commit'), current_setting('fsync'), pg_backend_pid()"
+            ).fetchone()
+        assert row is not None  # noqa: S101 - a SELECT without FROM has one row
+        durability, fsync, backend = row
+        if fsync != "on" and self._warns:
+            self._warns = False
+            log.warning("%s has fsync = %s: stored tasks may be lost when its machine fails", self.at, fsync)
+        if backend != conn.info.backend_pid:  # a pooler, whose servers know nothing of statements that we prepared
+            conn.prepare_threshold = None
+        return durability if durability == "remote_apply" else "on"

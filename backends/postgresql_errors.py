@@ -10,7 +10,7 @@ import psycopg
 
 from owm_outbox import ConfigurationError, OutboxInvalid, OutboxUnavailable, OwmOutboxError
 
-__all__ = ["meaning", "refusal", "translated"]
+__all__ = ["meaning", "refusal", "said", "translated"]
 
 _Meaning = tuple[type[OwmOutboxError], str]
 
@@ -74,27 +74,27 @@ def translated(at: str) -> Iterator[None]:
 def meaning(error: psycopg.Error, at: str) -> OwmOutboxError:
     """Say what an error of psycopg means, other than one while connecting."""
     state = error.sqlstate or ""
-    said = _said(error)
+    text = said(error)
     for length in (5, 2):
         if known := _MEANINGS.get(state[:length]):
-            kind, text = known
-            return kind(text.format(at=at, said=said))
+            kind, form = known
+            return kind(form.format(at=at, said=text))
     if isinstance(error, psycopg.OperationalError) and not state:
-        return OutboxUnavailable(f"the connection to {at} was lost ({said}): run again")
-    return OutboxInvalid(f"{at} cannot be used ({said})")
+        return OutboxUnavailable(f"the connection to {at} was lost ({text}): run again")
+    return OutboxInvalid(f"{at} cannot be used ({text})")
 
 
 def refusal(error: psycopg.Error, at: str) -> OwmOutboxError:
     """Say what it means that no connection could be made."""
-    said = _said(error)
-    if isinstance(error, psycopg.OperationalError) and not _MISTAKES.search(said):
-        return OutboxUnavailable(f"{at} cannot be reached ({said}): check the server and the address, then run again")
-    return ConfigurationError(f"{at} refuses the connection ({said}): correct the URL, the user or the certificates")
+    text = said(error)
+    if isinstance(error, psycopg.OperationalError) and not _MISTAKES.search(text):
+        return OutboxUnavailable(f"{at} cannot be reached ({text}): check the server and the address, then run again")
+    return ConfigurationError(f"{at} refuses the connection ({text}): correct the URL, the user or the certificates")
 
 
-def _said(error: psycopg.Error) -> str:
+def said(error: psycopg.Error) -> str:
     """Return what the server, or libpq, said: the primary message without its frame."""
-    said = error.diag.message_primary or str(error).partition("\nMultiple connection attempts failed")[0]
-    said = re.sub(r"^connection (?:failed|is bad): ", "", said.strip())
-    said = re.sub(r"\s*Is the server running .*", "", said, flags=re.DOTALL)
-    return re.sub(r"\s+", " ", said).strip().rstrip(".") or type(error).__name__
+    text = error.diag.message_primary or str(error).partition("\nMultiple connection attempts failed")[0]
+    text = re.sub(r"^connection (?:failed|is bad): ", "", text.strip())
+    text = re.sub(r"\s*Is the server running .*", "", text, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", text).strip().rstrip(".") or type(error).__name__

@@ -11,7 +11,7 @@ from typing import Any, LiteralString
 
 import psycopg
 
-from owm_outbox import ConfigurationError, OutboxLocked, OwmOutboxError, Stop
+from owm_outbox import ConfigurationError, OutboxLocked, OutboxUnavailable, OwmOutboxError, Stop
 
 from .postgresql_address import Tables
 from .postgresql_connection import Row, Session
@@ -46,9 +46,10 @@ class LaneLock(Session):
     """
 
     def __init__(self, conninfo: Mapping[str, Any], at: str, tables: Tables) -> None:
-        super().__init__(conninfo, at)
+        super().__init__(conninfo, at, warns=False)
         self.epoch: int | None = None
         self._tables = tables
+        self._locked = self._taken = False
         self._lost = ""
         self._end = threading.Event()
         self._heart = threading.Thread(target=self._beat, name=f"{at} lock", daemon=True)
@@ -65,6 +66,7 @@ class LaneLock(Session):
             self._take()
             self._refuse_pooler(other)
             self._heart.start()
+            self._taken = True
             try:
                 yield
             finally:
@@ -84,8 +86,10 @@ class LaneLock(Session):
             # Not while the connection is ours: whoever asks how the outbox stands shall not wait for it.
             select.select([socket], [], [], min(left, _SLICE))
 
-    def lost(self, why: str) -> OutboxLocked:
+    def lost(self, why: str) -> OutboxLocked | OutboxUnavailable:
         """Note that the lock is not held any more, and return the error that ends the relay."""
+        if not self._taken:
+            return OutboxUnavailable(f"{self.at}: the connection was lost while the lock was taken: run again")
         self._lost = self._lost or why
         return OutboxLocked(f"{self.at}: {self._lost}; this relay wrote nothing since, and what is left stays there")
 
@@ -94,7 +98,7 @@ class LaneLock(Session):
     def _open(self) -> psycopg.Connection[Row]:
         if self._lost:
             raise self.lost("")
-        if self.epoch is not None and not self.is_open:  # a new connection would not hold the lock
+        if self._locked and not self.is_open:  # a new connection would not hold the lock
             raise self.lost("the connection that held the lock was lost, and another relay may have taken over")
         return super()._open()
 
@@ -103,6 +107,7 @@ class LaneLock(Session):
             self._keep_alive(conn)
             if not _one(conn, "SELECT pg_try_advisory_lock(%s)", self._tables.lock_key):
                 raise OutboxLocked(f"{self.at} is in use by another relay: {self._holder(conn)}")
+            self._locked = True
         with self.transaction() as conn:
             self.epoch = _one(
                 conn,

@@ -17,7 +17,17 @@ from .postgresql_address import Tables
 from .postgresql_connection import Row
 from .postgresql_lane import Lane
 
-__all__ = ["SELECT_RUNS", "append", "clear", "columns", "entry", "insert", "record", "replace", "storable_text"]
+__all__ = [
+    "SELECT_RUNS",
+    "append",
+    "clear",
+    "columns",
+    "entry",
+    "insert",
+    "record",
+    "replace",
+    "storable_text",
+]
 
 SELECT_RUNS: LiteralString = (
     "SELECT id, job, state, started_at, progressed_at, finished_at, checkpoint, expected, extracted, duplicates, "
@@ -87,29 +97,33 @@ def record(row: Row) -> RunRecord:
     return RunRecord(*row)
 
 
-def append(
-    conn: psycopg.Connection[Row],
-    tables: Tables,
-    entries: Sequence[NewEntry],
-    now: datetime | None,
-) -> int:
-    """Insert entries without a position, and wake a relay at the commit; return how many."""
+def append(conn: psycopg.Connection[Row], tables: Tables, entries: Sequence[NewEntry], now: datetime | None) -> int:
+    """Insert entries without a position, wake a relay at the commit, and let that be on disk; return how many."""
     keys, ids, headers, payloads = columns(entries)
     with conn.cursor(row_factory=tuple_row) as cursor:  # the application's may make something else of a row
-        done = cursor.execute(
+        cursor.execute(
             tables.sql(
                 "WITH new AS (INSERT INTO {entries} (lane, key, task_id, headers, payload, stored_at) "
                 "SELECT %(lane)s, key, task_id, headers, payload, coalesce(%(now)s, clock_timestamp()) "
                 "FROM unnest(%(keys)s::text[], %(ids)s::text[], %(headers)s::json[], %(payloads)b::bytea[]) "
                 "WITH ORDINALITY AS given (key, task_id, headers, payload, number) ORDER BY number "
-                "RETURNING sequence) INSERT INTO {incoming} (lane, sequence) SELECT %(lane)s, sequence FROM new"
+                "RETURNING sequence), "
+                "incoming AS (INSERT INTO {incoming} (lane, sequence) SELECT %(lane)s, sequence FROM new RETURNING 1) "
+                "SELECT count(*), pg_notify(%(channel)s, ''), set_config('synchronous_commit', CASE "
+                "WHEN current_setting('synchronous_commit') = 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true) "
+                "FROM incoming"
             ),
-            {"lane": tables.lane, "now": now, "keys": keys, "ids": ids, "headers": headers, "payloads": payloads},
+            {
+                "keys": keys,
+                "ids": ids,
+                "headers": headers,
+                "payloads": payloads,
+                "lane": tables.lane,
+                "now": now,
+                "channel": tables.channel,
+            },
         )
-        count = done.rowcount
-        if count:
-            cursor.execute(tables.sql("NOTIFY {channel}"))
-    return count
+    return len(entries)
 
 
 def insert(lane: Lane, run: int | None, entries: Sequence[NewEntry]) -> int:

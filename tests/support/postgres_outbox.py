@@ -8,14 +8,27 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from owm_outbox import URL
+from owm_outbox import URL, RunReport
 from owm_outbox_backends.postgresql import PostgresqlOutbox
 from owm_outbox_backends.postgresql_address import Tables
 from owm_outbox_backends.postgresql_scratch import failing
 
 from support.postgres import PostgresServer
 
-__all__ = ["Place", "place_on"]
+__all__ = ["Note", "Place", "note", "place_on", "report_of"]
+
+
+@dataclass
+class Note:
+    """A task."""
+
+    task_id: uuid.UUID
+    text: str
+
+
+def note(text: str) -> Note:
+    """Make a task."""
+    return Note(uuid.uuid4(), text)
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,25 @@ class Place:
         with self.server.client() as client:
             cursor = client.execute(query.format(t=self.table).encode())
             return cursor.fetchall() if cursor.description else []
+
+
+def report_of(run: str) -> RunReport:
+    """Make the report of a run that is complete."""
+    return RunReport(
+        run_id=run,
+        job="job",
+        resumed=False,
+        complete=True,
+        expected=None,
+        extracted=0,
+        duplicates=0,
+        delivered=0,
+        redelivered=0,
+        rejected=0,
+        pending=0,
+        missing=[],
+        seconds=0.0,
+    )
 
 
 @contextmanager

@@ -1,0 +1,234 @@
+"""The lock of a PostgresqlOutbox: who has it, how it is lost, and that one who lost it writes nothing any more."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from owm_outbox import Mark, OutboxLocked, OutboxRelay, OutboxUnavailable, OwmOutboxError, Stop
+from owm_outbox_backends.jsonl import JsonLinesSink
+from owm_outbox_backends.postgresql import PostgresqlOutbox
+
+from support.postgres_outbox import Place, note, report_of
+
+END_THE_LOCK = """
+    SELECT pg_terminate_backend(pid) FROM pg_locks
+    WHERE locktype = 'advisory' AND granted AND pid <> pg_backend_pid()
+    AND (classid::bigint << 32) | objid::bigint = {key}
+"""
+
+
+def _end_the_lock(place: Place, outbox: PostgresqlOutbox) -> None:
+    """End the session that has the lock, as an operator or a failover does, and wait until it has ended."""
+    key = outbox._tables.lock_key
+    while place.rows(END_THE_LOCK.format(key=key)):
+        time.sleep(0.01)
+
+
+def _writes(outbox: PostgresqlOutbox, run: str) -> dict[str, Callable[[], object]]:
+    """Return all that a relay writes."""
+    return {
+        "store": lambda: outbox.append([note("zombie")], run=run),
+        "acknowledge": lambda: outbox.acknowledge(Mark("1 zombie x")),
+        "reject": lambda: outbox.reject({1: "zombie"}),
+        "start_run": lambda: outbox.start_run("zombie"),
+        "finish_run": lambda: outbox.finish_run(run, report_of(run)),
+        "state.set": lambda: outbox.state.set("zombie", b"zombie"),
+        "retry": lambda: outbox.retry([2]),
+        "drop": lambda: outbox.drop([2]),
+    }
+
+
+def _content(place: Place) -> list[object]:
+    return [place.rows(f"TABLE {{t}}_{what} ORDER BY 1, 2") for what in ("entries", "positions", "runs", "state")]
+
+
+def test_who_holds_it_is_told(place: Place) -> None:
+    """The refusal names the process and the machine that hold the lock, and since when."""
+    with place.open() as first, place.open() as second, first.lock():
+        with pytest.raises(OutboxLocked) as refused, second.lock():
+            pytest.fail("two relays at once")
+        said = str(refused.value)
+        assert f"public.{place.table} on 127.0.0.1:{place.server.port}/postgres is in use by another relay" in said
+        assert f"({os.getpid()}), from 127.0.0.1, since {datetime.now(UTC):%Y-%m-%d}" in said
+        assert place.server.password not in said
+
+
+def test_outboxes_do_not_lock_each_other(place: Place) -> None:
+    """Another table, another lane: each has its own lock, id and positions."""
+    with (
+        place.open() as first,
+        PostgresqlOutbox(place.server.url(), table=f"{place.table}x") as other,
+        place.open(lane=1) as lane,
+        first.lock(),
+        other.lock(),
+        lane.lock(),
+    ):
+        assert len({first.id, other.id, lane.id}) == 3
+        first.append([note("first")])
+        lane.append([note("lane"), note("lane")])
+        assert [outbox.stats().last_position for outbox in (first, other, lane)] == [1, 0, 2]
+        assert [len(outbox.read(0, 10)) for outbox in (first, other, lane)] == [1, 0, 2]
+    for what in ("entries", "incoming", "positions", "runs", "lanes", "state", "version"):
+        place.rows(f"DROP TABLE {{t}}x_{what}")
+
+
+def test_a_relay_that_lost_its_connection_writes_nothing(place: Place) -> None:
+    """Once the lock's connection is ended, each write of the relay is refused, and another relay may come in."""
+    with place.open() as first, place.open() as second:
+        first.append([note("first"), note("second")])
+        first.reject({first.read(0, 10)[1].position: "too heavy"})
+        run = first.start_run("job").id
+        with first.lock():
+            first.read(0, 1)
+            before = _content(place)
+            _end_the_lock(place, first)
+            with second.lock():
+                for name, write in _writes(first, run).items():
+                    with pytest.raises(OutboxLocked, match="another relay may have taken over") as refused:
+                        write()
+                    assert refused.value.exit_code == 75, name
+            assert _content(place) == before
+            first.append([note("anybody's")])
+        with first.lock():
+            first.state.set("weather", b"rain")
+        assert first.stats().pending == 2
+
+
+def test_a_relay_that_was_taken_over_writes_nothing(place: Place) -> None:
+    """Where a pooler or an operator freed the lock under a living connection, the epoch tells: nothing is written."""
+    with place.open() as first, place.open() as second:
+        first.append([note("first"), note("second")])
+        run = first.start_run("job").id
+        with first.lock():
+            first.reject({first.read(0, 10)[1].position: "too heavy"})
+            lock = first._db.lock
+            assert lock is not None
+            with lock.connected() as conn:
+                conn.execute("SELECT pg_advisory_unlock_all()")
+            with second.lock():
+                pass
+            before = _content(place)
+            for name, write in _writes(first, run).items():
+                with pytest.raises(OutboxLocked, match="another relay has taken over"):
+                    write()
+                assert _content(place) == before, name
+
+
+def test_appends_go_on_while_the_lock_is_lost(place: Place) -> None:
+    """What anybody may do at any time needs no lock: a lost one stops the relay and no application."""
+    with place.open() as outbox:
+        with outbox.lock():
+            _end_the_lock(place, outbox)
+            assert outbox.append([note("yes")]).new == 1
+        assert outbox.stats().pending == 1
+
+
+@pytest.mark.slow
+def test_a_relay_asks_for_a_lost_lock_again(place: Place, tmp_path: Path) -> None:
+    """run_forever notices that its lock's connection was ended, takes the lock again, and continues to deliver."""
+    stop, path = Stop(), tmp_path / "tasks.jsonl"
+    with place.open() as outbox, place.open() as application, JsonLinesSink(path) as sink:
+        thread = threading.Thread(target=OutboxRelay(outbox, sink).run_forever, args=[stop], kwargs={"poll": 0.05})
+        thread.start()
+        for number in range(3):
+            application.append([note(f"task {number}")])
+            deadline = time.monotonic() + 20
+            while application.stats().pending and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert application.stats().pending == 0
+            _end_the_lock(place, outbox)
+        stop.set()
+        thread.join(20)
+        assert not thread.is_alive()
+    with open(path) as lines:
+        assert [f"task {number}" in line for number, line in enumerate(lines)] == [True] * 3
+
+
+def test_an_append_wakes_a_relay(place: Place) -> None:
+    """A relay that waits returns as soon as somebody's append is committed, and not before."""
+    with place.open() as outbox, place.open() as application, outbox.lock():
+        outbox.wait(0.2, Stop())
+        woken = threading.Event()
+        thread = threading.Thread(target=lambda: outbox.wait(20, Stop()) or woken.set())  # type: ignore[func-returns-value]  # both give None
+        thread.start()
+        assert not woken.wait(0.3)
+        began = time.monotonic()
+        application.append([note("wake up")])
+        assert woken.wait(5)
+        assert time.monotonic() - began < 1
+        thread.join()
+
+
+def test_a_stop_ends_a_wait(place: Place) -> None:
+    """A relay that waits for an append ends at once when it is asked to, also by an event of the application's."""
+    event = threading.Event()
+    with place.open() as outbox, outbox.lock():
+        threading.Timer(0.1, event.set).start()
+        began = time.monotonic()
+        outbox.wait(20, Stop(event))
+        assert time.monotonic() - began < 2
+
+
+def test_others_may_ask_while_a_relay_waits(place: Place) -> None:
+    """A health check on another thread is answered while the relay waits for an append."""
+    with place.open() as outbox, outbox.lock():
+        stop = Stop()
+        thread = threading.Thread(target=outbox.wait, args=[20, stop])
+        thread.start()
+        began = time.monotonic()
+        for _ in range(10):
+            outbox.stats()
+        assert time.monotonic() - began < 2
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.slow
+def test_a_relay_that_was_stopped_loses_the_lock(place: Place) -> None:
+    """A process that is stopped with SIGSTOP frees the lock in half a minute; continued, it writes nothing."""
+    with place.open() as outbox:
+        outbox.append([note("first")])
+    said, says = os.pipe()
+    child = os.fork()
+    if child == 0:
+        zombie = place.open()
+        with zombie.lock():
+            os.write(says, b"locked ")
+            time.sleep(1)
+            try:
+                zombie.state.set("zombie", b"zombie")
+                os.write(says, b"wrote")
+            except OwmOutboxError as error:
+                os.write(says, type(error).__name__.encode())
+            os._exit(0)
+    assert os.read(said, 100) == b"locked "
+    os.kill(child, signal.SIGSTOP)
+    try:
+        with place.open() as outbox:
+            began = time.monotonic()
+            while time.monotonic() - began < 60:
+                try:
+                    with outbox.lock():
+                        outbox.state.set("relay", b"new")
+                        break
+                except OutboxLocked:
+                    time.sleep(0.2)
+            else:
+                pytest.fail("the lock was not freed")
+            assert 10 < time.monotonic() - began < 40
+            os.kill(child, signal.SIGCONT)
+            assert os.read(said, 100) in (OutboxLocked.__name__.encode(), OutboxUnavailable.__name__.encode())
+            assert outbox.state.get("zombie") is None
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(said)
+        os.close(says)
