@@ -79,9 +79,9 @@ class Session:
 
     @contextmanager
     def connected(self) -> Iterator[psycopg.Connection[Row]]:
-        """Give the connection, outside of any transaction."""
+        """Give the connection for statements that only read, outside of any transaction."""
         with self.mutex, translated(self.at):
-            yield self._open()
+            yield self._checked()
 
     def advice(self, conn: psycopg.Connection[Row]) -> str:
         """Return what to do where a right is missing."""

@@ -102,6 +102,9 @@ class LaneLock(Session):
             raise self.lost("the connection that held the lock was lost, and another relay may have taken over")
         return super()._open()
 
+    def _checked(self) -> psycopg.Connection[Row]:
+        return self._open()  # what arrived unasked is a notification, and a lost connection is not made again
+
     def _take(self) -> None:
         with self.connected() as conn:
             self._keep_alive(conn)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 from psycopg.sql import SQL, Identifier, Literal
 
 from owm_outbox import URL
 
+from .postgresql import PostgresqlOutbox
 from .postgresql_address import Tables, conninfo_of, own_options
 from .postgresql_connection import Row
 from .postgresql_errors import refusal
 
-__all__ = ["dropped", "failing"]
+__all__ = ["dropped", "failing", "within"]
 
 _WRITTEN = 7  # rows that are written before the failure
 _CHANGED = ("entries", "incoming", "positions", "runs", "lanes", "state")
@@ -65,6 +67,13 @@ def failing(url: URL, tables: Tables) -> Iterator[None]:
         finally:
             conn.execute(SQL("DROP FUNCTION {} CASCADE").format(function))
             conn.execute(SQL("DROP SEQUENCE {}").format(counter))
+
+
+@contextmanager
+def within(url: URL, open_outbox: Callable[[], PostgresqlOutbox]) -> Iterator[Callable[[Sequence[Any]], object]]:
+    """Give a function that appends in a transaction of its own, which is committed at the end of the block."""
+    with open_outbox() as outbox, _connected(url, Tables()) as conn, conn.transaction():
+        yield lambda tasks: outbox.append(tasks, connection=conn)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -114,17 +114,32 @@ def sqlite(url: URL) -> Iterator[Storage]:
         raise OutboxInvalid(f"cannot create an outbox in {parent}, which is not a folder: name another path")
     with TemporaryDirectory(prefix="check-", dir=parent) as folder:
         path = Path(folder) / "tasks.db"
-        yield Storage(open=lambda: SqliteOutbox(path), interrupt=lambda: full_disk(Path(f"{path}-wal")))
+
+        @contextmanager
+        def transaction() -> Iterator[Callable[[Sequence[Any]], object]]:
+            with SqliteOutbox(path, timeout=0.1) as outbox, contextlib.closing(outbox.connect()) as connection:
+                yield lambda tasks: outbox.append(tasks, connection=connection)
+                connection.commit()
+
+        yield Storage(
+            open=lambda: SqliteOutbox(path),
+            interrupt=lambda: full_disk(Path(f"{path}-wal")),
+            transaction=transaction,
+        )
 
 
 @contextmanager
 def postgresql(url: URL) -> Iterator[Storage]:
     """Give tables of their own, next to those that ``postgresql://…?schema=…&table=…`` names."""
     from .postgresql import PostgresqlOutbox
-    from .postgresql_scratch import dropped, failing
+    from .postgresql_scratch import dropped, failing, within
+
+    def opened() -> PostgresqlOutbox:
+        return PostgresqlOutbox(url, schema=tables.schema, table=tables.table)
 
     with dropped(url) as tables:
         yield Storage(
-            open=lambda: PostgresqlOutbox(url, schema=tables.schema, table=tables.table),
+            open=opened,
             interrupt=lambda: failing(url, tables),
+            transaction=lambda: within(url, opened),
         )

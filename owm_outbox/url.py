@@ -74,7 +74,8 @@ class URL:
     def __init__(self, text: str) -> None:
         try:
             parts = urlsplit(text)
-            self.port = parts.port
+            several = "," in parts.netloc.rpartition("@")[2]  # hosts, each with its port: for a plugin that knows those
+            self.port = None if several else parts.port
         except ValueError:  # whose message holds what may be a password
             raise ConfigurationError(
                 f"{redacted(text)!r} is not a URL: its host or port is not valid "

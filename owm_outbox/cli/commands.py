@@ -9,7 +9,7 @@ from owm_outbox import __version__
 from owm_outbox.cli.check import check
 from owm_outbox.cli.dead import dead
 from owm_outbox.cli.logs import log_params
-from owm_outbox.cli.outbox import drain, status
+from owm_outbox.cli.outbox import drain, schema, status
 from owm_outbox.cli.outcome import EXIT_CODES
 from owm_outbox.cli.relay import relay
 from owm_outbox.cli.run import JobCommand
@@ -82,5 +82,5 @@ def show_plugins(*, as_json: bool) -> None:
 
 
 cli.add_command(_Jobs("run", help="Run a job: run JOB --help shows its options.", subcommand_metavar="JOB [OPTIONS]"))
-for command in (status, drain, relay, dead, show_plugins, check):
+for command in (status, drain, relay, dead, show_plugins, check, schema):
     cli.add_command(command)

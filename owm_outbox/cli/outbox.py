@@ -1,4 +1,4 @@
-"""``owm-outbox status`` and ``drain``: what an outbox holds, and sending it."""
+"""``owm-outbox status``, ``drain`` and ``schema``: what an outbox holds, sending it, and making its tables."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from owm_outbox.cli.outcome import count
 from owm_outbox.cli.relaying import make_relay
 from owm_outbox.cli.settings import Settings
 from owm_outbox.cli.streams import write_data, write_report
-from owm_outbox.errors import printable
+from owm_outbox.errors import ConfigurationError, printable
 from owm_outbox.outbox import OutboxStats
 from owm_outbox.stop import Stop
 from owm_outbox.url import URL
 
-__all__ = ["drain", "status"]
+__all__ = ["drain", "schema", "status"]
 
 
 @click.command("status", cls=OutboxCommand)
@@ -51,6 +51,25 @@ def drain(
         pending = opened.stats().pending
     if settings.as_json:
         write_report(json.dumps({"delivered": delivered, "pending": pending}).encode())
+
+
+@click.command("schema")
+@click.argument("outbox")
+@click.option("--schema", "in_schema", default="public", show_default=True, help="The schema to make the tables in.")
+@click.option("--table", default="outbox", show_default=True, help="What the names of the tables begin with.")
+def schema(*, outbox: str, in_schema: str, table: str) -> None:
+    """Print the SQL that makes the tables of an outbox, for tools that make tables themselves.
+
+    OUTBOX is the scheme of its URL, such as postgresql.
+    """
+    from owm_outbox.plugins import outbox_class
+
+    make = getattr(outbox_class(outbox), "schema_sql", None)
+    if make is None:
+        raise ConfigurationError(
+            f"{outbox}: this kind of outbox makes what it needs by itself; there is no SQL to print"
+        )
+    write_data(make(schema=in_schema, table=table).rstrip())
 
 
 def _age(since: datetime | None) -> float | None:

@@ -17,6 +17,7 @@ _UNTESTED = {
     "remote": "what happens when it cannot be reached",
     "notices_loss": "that entries which were lost are noticed",
     "settable_clock": "when a run is too old to be resumed",
+    "transactions": "that nothing appears behind a reader where transactions end in another order than they began",
     "dead_letters": "that dead letters can be listed, retried and dropped",
 }
 
@@ -37,6 +38,7 @@ class Capabilities:
     :param remote: it may be out of reach; ``Destination.unreachable`` opens a sink that is.
     :param notices_loss: a sink notices that its entries were lost; ``Destination.lose`` loses them.
     :param settable_clock: an outbox takes the time from the fixture ``turn_clock``.
+    :param transactions: an application may append in transactions of its own; ``Storage.transaction`` is one.
     """
 
     durable: bool = True
@@ -48,6 +50,7 @@ class Capabilities:
     remote: bool = False
     notices_loss: bool = False
     settable_clock: bool = False
+    transactions: bool = False
 
     def need(self, what: str) -> None:
         """Skip the running test unless the backend can do ``what``, and say what therefore was not tested."""

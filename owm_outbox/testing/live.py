@@ -68,6 +68,7 @@ class TestOutbox(OutboxContract):
                 dead_letters=issubclass(cls, DeadLetterStore),
                 interruptible=storage.interrupt is not None,
                 settable_clock=storage.turn_clock is not None,
+                transactions=storage.transaction is not None,
             )
             yield storage
 

@@ -17,12 +17,24 @@ from owm_outbox.run import RunRecord
 from owm_outbox.task import InvalidRecord
 from owm_outbox.testing.capabilities import Capabilities
 from owm_outbox.testing.parcels import Parcel
-from owm_outbox.testing.storage import Storage
+from owm_outbox.testing.storage import AppendWithin, Storage
 
-__all__ = ["JOB", "OpenOutbox", "OutboxFixtures", "bad_records", "mark_at", "parcels", "report", "run_of", "store"]
+__all__ = [
+    "JOB",
+    "Begin",
+    "OpenOutbox",
+    "OutboxFixtures",
+    "bad_records",
+    "mark_at",
+    "parcels",
+    "report",
+    "run_of",
+    "store",
+]
 
 JOB = "parcels"
 OpenOutbox = Callable[[], Outbox]
+Begin = Callable[[], AbstractContextManager[AppendWithin]]
 
 
 class OutboxFixtures:
@@ -81,6 +93,16 @@ class OutboxFixtures:
     def later(self, _settable_clock: None, turn_clock: Callable[[timedelta], None]) -> Callable[[timedelta], None]:
         """Give ``turn_clock`` to the tests, if the backend's clock can be set."""
         return turn_clock
+
+    @pytest.fixture
+    def _transactions(self) -> None:
+        self.capabilities.need("transactions")
+
+    @pytest.fixture
+    def begin(self, _transactions: None, storage: Storage) -> Begin:
+        """Give what begins a transaction of an application's to the tests, if the backend takes part in one."""
+        assert storage.transaction is not None, "Capabilities(transactions=True) needs Storage.transaction"
+        return storage.transaction
 
     def letters(self, outbox: Outbox) -> DeadLetterStore:
         """Return the outbox as what its dead letters can be managed with."""

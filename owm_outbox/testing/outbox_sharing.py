@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import uuid
+from contextlib import ExitStack
 
 import pytest
 
 from owm_outbox.entry import Entry
-from owm_outbox.errors import OutboxLocked
+from owm_outbox.errors import OutboxLocked, OutboxUnavailable
 from owm_outbox.outbox import Outbox
-from owm_outbox.testing.outbox_fixtures import JOB, OpenOutbox, OutboxFixtures, bad_records, mark_at, store
+from owm_outbox.testing.outbox_fixtures import JOB, Begin, OpenOutbox, OutboxFixtures, bad_records, mark_at, store
 from owm_outbox.testing.parcels import Parcel, numbers
 from owm_outbox.testing.processes import holding_the_lock
 from owm_outbox.testing.threads import in_threads
@@ -127,6 +128,29 @@ class OutboxSharing(OutboxFixtures):
         for worker in range(4):
             own = [number for number in found if number // 100 == worker]
             assert own == list(range(worker * 100, worker * 100 + 20))
+
+    def test_a_transaction_that_ends_late_is_read_late(self, outbox: Outbox, begin: Begin) -> None:
+        """Whatever order applications' transactions begin, append and commit in, a reader passes none of their tasks.
+
+        An outbox that cannot have two at once refuses the second one with OutboxUnavailable.
+        """
+        with ExitStack() as second:
+            with begin() as append_first:
+                append_first([Parcel(uuid.uuid4(), 1)])
+                append_second = second.enter_context(begin())
+                try:
+                    append_second([Parcel(uuid.uuid4(), 2)])
+                    both = True
+                except OutboxUnavailable:
+                    both = False
+                append_first([Parcel(uuid.uuid4(), 3)])
+            seen = list(outbox.read(0, 10))
+            assert numbers(seen) == [1, 3], "a transaction was committed, another one was not, and this is read"
+        seen += outbox.read(seen[-1].position, 10)
+        assert numbers(seen) == ([1, 3, 2] if both else [1, 3]), (
+            "a transaction that was committed last became readable behind a reader: are its positions given when it "
+            "inserts, rather than by whoever reads, to what is committed?"
+        )
 
     def test_nothing_appears_behind_a_reader(self, outbox: Outbox, open_outbox: OpenOutbox) -> None:
         """A reader that continues from its last position misses nothing that others append meanwhile."""

@@ -22,7 +22,7 @@ from owm_outbox_backends.memory import MemoryOutbox
 from owm_outbox_backends.redis_stream import RedisStreamSink
 from owm_outbox_backends.sqlite import SqliteOutbox
 
-from support.contract_kit.outboxes import Clock
+from support.contract_kit.outboxes import Clock, within
 from support.servers import Server
 from support.streams import entries
 
@@ -30,7 +30,7 @@ from support.streams import entries
 class TestSqliteOutbox(OutboxContract):
     """SqliteOutbox does all that the contract asks."""
 
-    capabilities = Capabilities(interruptible=True, settable_clock=True)
+    capabilities = Capabilities(interruptible=True, settable_clock=True, transactions=True)
 
     @pytest.fixture
     def clock(self) -> Clock:
@@ -43,6 +43,7 @@ class TestSqliteOutbox(OutboxContract):
         return Storage(
             open=lambda: SqliteOutbox(tmp_path / "tasks.db", now=lambda: clock.now().timestamp()),
             interrupt=lambda: full_disk(tmp_path / "tasks.db-wal"),
+            transaction=lambda: within(tmp_path / "tasks.db"),
             turn_clock=clock.turn,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from owm_outbox import URL, RunReport
 from owm_outbox_backends.postgresql import PostgresqlOutbox
 from owm_outbox_backends.postgresql_address import Tables
-from owm_outbox_backends.postgresql_scratch import failing
+from owm_outbox_backends.postgresql_scratch import failing, within
 
 from support.postgres import PostgresServer
 
@@ -50,6 +50,10 @@ class Place:
     def failing(self) -> AbstractContextManager[None]:
         """Make a block within which the server refuses what is written after some rows."""
         return failing(URL(self.url), Tables(table=self.table))
+
+    def begin(self) -> AbstractContextManager[Callable[[Sequence[Any]], object]]:
+        """Begin a transaction of an application's, which is committed at the end of the block."""
+        return within(URL(self.url), self.open)
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         """Ask the server; ``{t}`` is what the names of the tables begin with."""

@@ -20,6 +20,7 @@ from owm_outbox.testing import (
     full_disk,
 )
 from owm_outbox_backends.memory import MemoryOutbox
+from owm_outbox_backends.postgresql import PostgresqlOutbox
 
 from support.contract_kit import (  # noqa: F401 - each registers its broken backends
     broken_at_size,
@@ -30,6 +31,7 @@ from support.contract_kit import (  # noqa: F401 - each registers its broken bac
     broken_keys,
     broken_letters,
     broken_marks,
+    broken_order,
     broken_refusals,
     broken_runs,
     broken_sharing,
@@ -39,9 +41,11 @@ from support.contract_kit import (  # noqa: F401 - each registers its broken bac
 from support.contract_kit.catalogue import KEYS, Catalogue, CatalogueJob, NamelessJob, Ware
 from support.contract_kit.ledger import LedgerSink, ledger_payloads, lose_ledger
 from support.contract_kit.lines import LinesSink
-from support.contract_kit.outboxes import Clock, HastySqliteOutbox
+from support.contract_kit.outboxes import Clock, HastySqliteOutbox, within
 from support.contract_kit.registry import CAUGHT_BY
 from support.contract_kit.shelf import POISON, HonestSink, Shelf
+from support.postgres import PostgresServer, postgres_binaries, postgres_running
+from support.postgres_outbox import place_on
 
 __all__ = ["BROKEN", "HONEST", "WHOLE", "kit_of"]
 
@@ -129,7 +133,7 @@ class _WithAClock(OutboxContract):
 class KitSqliteContract(_WithAClock):
     """The contract of an outbox in a file."""
 
-    capabilities = Capabilities(interruptible=True, settable_clock=True)
+    capabilities = Capabilities(interruptible=True, settable_clock=True, transactions=True)
     backend: type[HastySqliteOutbox] = HastySqliteOutbox
 
     @pytest.fixture
@@ -138,8 +142,29 @@ class KitSqliteContract(_WithAClock):
         return Storage(
             open=lambda: self.backend(tmp_path / "tasks.db", clock.now),
             interrupt=lambda: full_disk(tmp_path / "tasks.db-wal"),
+            transaction=lambda: within(tmp_path / "tasks.db"),
             turn_clock=clock.turn,
         )
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """Run a server."""
+    with postgres_running(postgres_binaries()["postgres-18"]) as server:
+        yield server
+
+
+class KitPostgresqlContract(OutboxContract):
+    """The contract of an outbox on a server."""
+
+    capabilities = Capabilities(transactions=True)
+    backend: type[PostgresqlOutbox] = PostgresqlOutbox
+
+    @pytest.fixture
+    def storage(self, postgres: PostgresServer) -> Iterator[Storage]:
+        """Open the same tables each time."""
+        with place_on(postgres) as place:
+            yield Storage(open=lambda: self.backend(postgres.url(), table=place.table), transaction=place.begin)
 
 
 class KitMemoryContract(_WithAClock):
@@ -235,7 +260,8 @@ HONEST: list[Any] = [
 
 def kit_of(backend: type) -> type:
     """Return the honest kit for what a broken backend is made of."""
-    kit: type = next(kit for kit in HONEST if issubclass(backend, kit.backend))
+    # The whole contract runs on PostgreSQL in its own room.
+    kit: type = next(kit for kit in (*HONEST, KitPostgresqlContract) if issubclass(backend, kit.backend))
     return kit
 
 

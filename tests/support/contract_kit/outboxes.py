@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from owm_outbox_backends.sqlite import SqliteOutbox
 
-__all__ = ["Clock", "HastySqliteOutbox"]
+__all__ = ["Clock", "HastySqliteOutbox", "within"]
 
 
 class Clock:
@@ -24,6 +26,14 @@ class Clock:
     def turn(self, by: timedelta) -> None:
         """Turn it by this much."""
         self.offset += by
+
+
+@contextmanager
+def within(path: Path) -> Iterator[Callable[[Sequence[Any]], object]]:
+    """Give a function that appends in a transaction on this file, which is committed at the end of the block."""
+    with SqliteOutbox(path, timeout=0.1) as outbox, closing(outbox.connect()) as connection:
+        yield lambda tasks: outbox.append(tasks, connection=connection)
+        connection.commit()
 
 
 class HastySqliteOutbox(SqliteOutbox):
