@@ -73,9 +73,10 @@ class Forge:
         """Run ``owm-producer`` with these arguments, and kill it after this many seconds."""
         return self._order(kind="produce", args=args, kill_after=kill_after)
 
-    def sweep(self, path: Path, sink_url: str, *, level: str, die_at: int | None = None) -> Ending:
+    def sweep(self, path: Path | str, sink_url: str, *, level: str, die_at: int | None = None) -> Ending:
         """Run the small job of the sweep, which kills itself at the boundary of this number, counted from 1.
 
+        :param path: of an SQLite file, or the URL of a PostgreSQL outbox.
         :param level: ``calls`` of outbox and sink, SQL ``statements`` that do more than read, or ``ticks`` of
             SQLite's virtual machine, which come within statements too.
         """
@@ -227,6 +228,8 @@ def _relay(order: dict[str, Any]) -> int:
 
 def _sweep(order: dict[str, Any]) -> int:
     boundaries = _Boundaries(order["die_at"])
+    if order["path"].startswith("postgresql:"):
+        return _sweep_postgresql(order, boundaries)
     outbox_class: Any = SqliteOutbox
     sink_class: Any = RedisStreamSink
     if order["level"] == "calls":
@@ -248,6 +251,34 @@ def _sweep(order: dict[str, Any]) -> int:
         sqlite3.connect = connect_watched  # type: ignore[assignment]  # not all of its overloads
     with sink_class.from_url(URL(order["sink_url"])) as sink, outbox_class(order["path"]) as outbox:
         report = OutboxRelay(outbox, sink, batch_size=30).run(SweepJob())
+    return 0 if report.complete else 75
+
+
+def _sweep_postgresql(order: dict[str, Any], boundaries: _Boundaries) -> int:
+    import psycopg
+
+    from owm_outbox_backends.postgresql import PostgresqlOutbox
+
+    execute = psycopg.Cursor.execute
+
+    def watched(self: Any, query: Any, *args: Any, **options: Any) -> Any:
+        what = query.decode() if isinstance(query, bytes) else str(query)
+        boundaries.reach(f"before {what.split()[:2]}")
+        try:
+            return execute(self, query, *args, **options)
+        finally:
+            boundaries.reach(f"after {what.split()[:2]}")
+
+    outbox_class: Any = PostgresqlOutbox
+    if order["level"] == "calls":
+        outbox_class = _around(PostgresqlOutbox, _OUTBOX_CALLS, boundaries)
+    else:
+        psycopg.Cursor.execute = watched  # type: ignore[method-assign]  # to kill before and after each statement
+    with RedisStreamSink.from_url(URL(order["sink_url"])) as sink, outbox_class.from_url(URL(order["path"])) as outbox:
+        try:
+            report = OutboxRelay(outbox, sink, batch_size=30).run(SweepJob())
+        except OwmOutboxError as error:  # the server has not noticed yet that the one before is dead
+            return error.exit_code
     return 0 if report.complete else 75
 
 
