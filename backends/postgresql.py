@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import msgspec
 import psycopg
@@ -37,12 +37,12 @@ from owm_outbox import (
 )
 
 from .postgresql_address import Tables, conninfo_of, own_options
-from .postgresql_application import connection_of
+from .postgresql_append import append, append_async, append_within
 from .postgresql_connection import Row
 from .postgresql_errors import translated
 from .postgresql_lane import Database, Lane, LaneState
 from .postgresql_letters import insert_letters, letters_after, reject_entries, retry_letters
-from .postgresql_rows import SELECT_RUNS, append, clear, entry, insert, record
+from .postgresql_rows import SELECT_RUNS, clear, entry, insert, record
 from .postgresql_rows import replace as replace_records
 from .postgresql_schema import schema_sql
 
@@ -55,11 +55,13 @@ _SLICE = 10_000  # rows per commit where delivered entries are cleared: bounds e
 class PostgresqlOutbox(Outbox, DeadLetterStore):
     """Keeps tasks in PostgreSQL 13 or later: any number of machines append, one relay at a time delivers.
 
-    ``postgresql://user:password@host:5432/database``; options: ``schema`` (public) and ``table`` (outbox), what the
-    names of the tables begin with; and all that libpq has (``sslmode``, ``passfile``, ``service``, …).
+    ``postgresql://user:password@host:5432/database``; options: ``schema`` (public), ``table`` (outbox), what the names
+    of the tables begin with, and ``lanes`` (1), see `PostgresqlLanes`; and all that libpq has (``sslmode``,
+    ``passfile``, ``service``, …).
 
     :param conninfo: a URL, or a connection string of libpq, without ``schema`` and ``table``.
     :param lane: which of several independent sequences of the same tables this is.
+    :param lanes: how many there are; those who append to several use `PostgresqlLanes`.
     :param create: whether tables that do not exist are made.
     :param now: the time, timezone-aware, instead of the server's.
     :raises ConfigurationError: the address is wrong, or the server refuses the user.
@@ -74,18 +76,22 @@ class PostgresqlOutbox(Outbox, DeadLetterStore):
         schema: str = "public",
         table: str = "outbox",
         lane: int = 0,
+        lanes: int = 1,
         create: bool = True,
         now: Callable[[], datetime] | None = None,
     ) -> None:
-        self._db = Database(conninfo_of(conninfo), Tables(schema, table, lane), create=create, now=now)
+        self._db = Database(conninfo_of(conninfo), Tables(schema, table, lane, lanes), create=create, now=now)
         self._tables = self._db.tables
         self._may_have_more = True  # delivered entries that a crash, or a closed run, left to be cleared
 
     @classmethod
     def from_url(cls, url: URL, *, create: bool = True) -> Self:
         """Open the tables that ``postgresql://…?schema=…&table=…`` names."""
-        options: dict[str, Any] = own_options(url)
-        return cls(url, create=create, **options)
+        from .postgresql_lanes import PostgresqlLanes
+
+        options = own_options(url)
+        made = PostgresqlLanes if options.get("lanes", 1) > 1 else cls
+        return cast(Self, made(url, create=create, **options))
 
     @staticmethod
     def schema_sql(*, schema: str = "public", table: str = "outbox") -> str:
@@ -179,24 +185,42 @@ class PostgresqlOutbox(Outbox, DeadLetterStore):
         checkpoint: bytes | None = None,
         invalid: Sequence[InvalidRecord] = (),
         expected: int | None = None,
-        connection: psycopg.Connection[Any] | None = None,
+        connection: object | None = None,
     ) -> Stored:
         """Encode tasks and store them.
 
-        :param connection: a connection of the caller's own to the same database. The tasks become part of the
-            transaction that it is in, and are committed or rolled back with it, not by this call. Without a run.
-        :raises TypeError: it is another kind of object; the message says which one to give.
+        :param connection: the caller's own to the same database: of psycopg, a ``Session`` or ``Connection`` of
+            SQLAlchemy, or Django's. The tasks become part of the transaction that it is in, and are committed or rolled
+            back with it, not by this call. Without a run.
+        :raises TypeError: it is something else.
         """
         if connection is None:
             return super().append(
                 tasks, key=key, headers=headers, run=run, checkpoint=checkpoint, invalid=invalid, expected=expected
             )
-        conn = connection_of(connection)
         if run is not None or invalid:
             raise ValueError("append(connection=…) is for tasks without a run")
         entries = new_entries(tasks, key, headers)
         with translated(self._db.at):
-            return Stored(append(conn, self._tables, entries, self._db.now and self._db.now()))
+            return Stored(append_within(connection, self._tables, entries, self._db.now and self._db.now()))
+
+    async def append_async(
+        self,
+        tasks: Iterable[Any],
+        *,
+        connection: object,
+        key: Callable[[Any], Key] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Stored:
+        """Encode tasks and store them in the transaction of an asyncio application, which commits it.
+
+        :param connection: psycopg's ``AsyncConnection``, asyncpg's, or an ``AsyncSession`` or ``AsyncConnection`` of
+            SQLAlchemy.
+        :raises TypeError: it is something else.
+        """
+        entries = new_entries(tasks, key, headers)
+        with translated(self._db.at):
+            return Stored(await append_async(connection, self._tables, entries, self._db.now and self._db.now()))
 
     def store(
         self,

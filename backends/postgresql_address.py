@@ -9,8 +9,9 @@ import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import LiteralString
+from typing import Annotated, Any, LiteralString
 
+import msgspec
 import psycopg
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict
@@ -18,7 +19,7 @@ from psycopg.sql import SQL, Composable, Identifier
 
 from owm_outbox import URL, ConfigurationError
 
-__all__ = ["Tables", "conninfo_of", "own_options"]
+__all__ = ["LANE_BITS", "MOST_LANES", "Tables", "conninfo_of", "own_options"]
 
 # Noticed within half a minute, from either side: a machine that was cut off, or a server that is not there any more.
 _DEFAULTS: Mapping[str, str | int] = {
@@ -28,13 +29,17 @@ _DEFAULTS: Mapping[str, str | int] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
 }
-_OURS: dict[str, type] = {"schema": str, "table": str}
+MOST_LANES = 1024
+LANE_BITS = 40
+"""Positions of lane n begin beyond ``n << 40``, so that no two lanes have one in common."""
+
+_OURS: dict[str, Any] = {"schema": str, "table": str, "lanes": Annotated[int, msgspec.Meta(ge=1, le=MOST_LANES)]}
 _NAME = re.compile(r"[a-z_][a-z0-9_]*\Z")
 _LONGEST_TABLE = 45  # characters: with what we add to it, a name has 63 at most
 _LONGEST_SCHEMA = 63
 
 
-def own_options(url: URL) -> dict[str, str]:
+def own_options(url: URL) -> dict[str, Any]:
     """Return the options of a URL that are not libpq's."""
     given = url.options(**_OURS, **dict.fromkeys(_libpq_options(), str))
     return {name: given[name] for name in _OURS if name in given}
@@ -78,12 +83,15 @@ class Tables:
 
     :param schema: must exist.
     :param table: what the names of all tables begin with.
+    :param lane: this lane.
+    :param lanes: how many there are.
     :raises ConfigurationError: this is not a plain name.
     """
 
     schema: str = "public"
     table: str = "outbox"
     lane: int = 0
+    lanes: int = 1
 
     def __post_init__(self) -> None:
         for what, name, longest in (
@@ -102,7 +110,16 @@ class Tables:
     @functools.cached_property
     def lock_key(self) -> int:
         """The key of the advisory lock: 64 bits of a digest of schema, table and lane."""
-        return self._key(f"lane {self.lane}")
+        return self.lock_key_of(self.lane)
+
+    def lock_key_of(self, lane: int) -> int:
+        """Return the key of another lane's advisory lock."""
+        return self._key(f"lane {lane}")
+
+    @functools.cached_property
+    def attendance_key(self) -> int:
+        """The key of the advisory lock that all relays share."""
+        return self._key("attendance")
 
     @functools.cached_property
     def schema_key(self) -> int:

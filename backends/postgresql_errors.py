@@ -10,7 +10,7 @@ import psycopg
 
 from owm_outbox import ConfigurationError, OutboxInvalid, OutboxUnavailable, OwmOutboxError
 
-__all__ = ["meaning", "refusal", "said", "translated"]
+__all__ = ["meaning", "meaning_of_state", "refusal", "said", "translated"]
 
 _Meaning = tuple[type[OwmOutboxError], str]
 
@@ -23,6 +23,7 @@ _MEANINGS: dict[str, _Meaning] = {
         "{at} takes no writes now ({said}): is it a standby? Run again after the failover, "
         "or add target_session_attrs=read-write to the URL",
     ),
+    "25P02": (OutboxInvalid, "the connection is in a transaction that failed ({said}): roll it back first"),
     "25P03": (OutboxUnavailable, "{at} ended a transaction of ours that stood still ({said}): run again"),
     "28": (ConfigurationError, "{at} refuses this user ({said}): check user and password"),
     "3D000": (ConfigurationError, "{at}: {said}: create the database, or name another one"),
@@ -73,14 +74,21 @@ def translated(at: str) -> Iterator[None]:
 
 def meaning(error: psycopg.Error, at: str) -> OwmOutboxError:
     """Say what an error of psycopg means, other than one while connecting."""
-    state = error.sqlstate or ""
     text = said(error)
+    if isinstance(error, psycopg.OperationalError) and not error.sqlstate:
+        return OutboxUnavailable(f"the connection to {at} was lost ({text}): run again")
+    return meaning_of_state(error.sqlstate or "", text, at)
+
+
+def meaning_of_state(state: str, text: str, at: str) -> OwmOutboxError:
+    """Say what an SQLSTATE means.
+
+    :param text: what the server said.
+    """
     for length in (5, 2):
         if known := _MEANINGS.get(state[:length]):
             kind, form = known
             return kind(form.format(at=at, said=text))
-    if isinstance(error, psycopg.OperationalError) and not state:
-        return OutboxUnavailable(f"the connection to {at} was lost ({text}): run again")
     return OutboxInvalid(f"{at} cannot be used ({text})")
 
 

@@ -84,6 +84,10 @@ class Database:
             self.writer.close()
             raise
 
+    def another_session(self) -> Session:
+        """Make a session of the caller's own."""
+        return Session(self._conninfo, self.at)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the lane; within the block, all but appends go through the session that has the lock."""

@@ -17,7 +17,7 @@ from .postgresql_address import Tables
 from .postgresql_connection import Row, Session
 from .postgresql_errors import translated
 
-__all__ = ["LaneLock"]
+__all__ = ["LaneLock", "keep_alive"]
 
 _BEAT = 5.0  # seconds between two signs of life
 _SLICE = 0.2  # seconds within which a stop is noticed that does not wake anybody
@@ -36,6 +36,13 @@ _HOLDER: LiteralString = """
     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
     AND (l.classid::bigint << 32) | l.objid::bigint = %s
 """
+
+
+def keep_alive(conn: psycopg.Connection[Row]) -> None:
+    """Let the server end this session, and free its locks, soon after its process stopped or was cut off."""
+    conn.execute(_KEEP_ALIVE, prepare=False)
+    if conn.info.server_version >= 140_000:
+        conn.execute(_IDLE_TIMEOUT, prepare=False)
 
 
 class LaneLock(Session):
@@ -107,7 +114,7 @@ class LaneLock(Session):
 
     def _take(self) -> None:
         with self.connected() as conn:
-            self._keep_alive(conn)
+            keep_alive(conn)
             if not _one(conn, "SELECT pg_try_advisory_lock(%s)", self._tables.lock_key):
                 raise OutboxLocked(f"{self.at} is in use by another relay: {self._holder(conn)}")
             self._locked = True
@@ -119,11 +126,6 @@ class LaneLock(Session):
             )
         with self.connected() as conn:
             conn.execute(self._tables.sql("LISTEN {channel}"), prepare=False)
-
-    def _keep_alive(self, conn: psycopg.Connection[Row]) -> None:
-        conn.execute(_KEEP_ALIVE, prepare=False)
-        if conn.info.server_version >= 140_000:
-            conn.execute(_IDLE_TIMEOUT, prepare=False)
 
     def _holder(self, conn: psycopg.Connection[Row]) -> str:
         row = conn.execute(_HOLDER, [self._tables.lock_key]).fetchone()

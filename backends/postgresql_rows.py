@@ -5,21 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from datetime import datetime
 from typing import LiteralString
-
-import psycopg
-from psycopg.rows import tuple_row
 
 from owm_outbox import NO_HEADERS, Entry, Key, NewEntry, RunRecord, TaskError
 
-from .postgresql_address import Tables
 from .postgresql_connection import Row
 from .postgresql_lane import Lane
 
 __all__ = [
     "SELECT_RUNS",
-    "append",
     "clear",
     "columns",
     "entry",
@@ -95,35 +89,6 @@ def _key(stored: str) -> Key:
 def record(row: Row) -> RunRecord:
     """Make a run of what `SELECT_RUNS` gives."""
     return RunRecord(*row)
-
-
-def append(conn: psycopg.Connection[Row], tables: Tables, entries: Sequence[NewEntry], now: datetime | None) -> int:
-    """Insert entries without a position, wake a relay at the commit, and let that be on disk; return how many."""
-    keys, ids, headers, payloads = columns(entries)
-    with conn.cursor(row_factory=tuple_row) as cursor:  # the application's may make something else of a row
-        cursor.execute(
-            tables.sql(
-                "WITH new AS (INSERT INTO {entries} (lane, key, task_id, headers, payload, stored_at) "
-                "SELECT %(lane)s, key, task_id, headers, payload, coalesce(%(now)s, clock_timestamp()) "
-                "FROM unnest(%(keys)s::text[], %(ids)s::text[], %(headers)s::json[], %(payloads)b::bytea[]) "
-                "WITH ORDINALITY AS given (key, task_id, headers, payload, number) ORDER BY number "
-                "RETURNING sequence), "
-                "incoming AS (INSERT INTO {incoming} (lane, sequence) SELECT %(lane)s, sequence FROM new RETURNING 1) "
-                "SELECT count(*), pg_notify(%(channel)s, ''), set_config('synchronous_commit', CASE "
-                "WHEN current_setting('synchronous_commit') = 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true) "
-                "FROM incoming"
-            ),
-            {
-                "keys": keys,
-                "ids": ids,
-                "headers": headers,
-                "payloads": payloads,
-                "lane": tables.lane,
-                "now": now,
-                "channel": tables.channel,
-            },
-        )
-    return len(entries)
 
 
 def insert(lane: Lane, run: int | None, entries: Sequence[NewEntry]) -> int:

@@ -8,9 +8,9 @@ from typing import Any, LiteralString, cast
 
 import psycopg
 
-from owm_outbox import OutboxInvalid
+from owm_outbox import ConfigurationError, OutboxInvalid
 
-from .postgresql_address import Tables
+from .postgresql_address import LANE_BITS, Tables
 from .postgresql_connection import Row, Session
 
 __all__ = ["VERSION", "missing_rights", "prepare", "schema_sql"]
@@ -51,6 +51,7 @@ def prepare(session: Session, tables: Tables, *, create: bool) -> None:
     """
     with session.connected() as conn:
         if _version(conn, tables, session.at) == VERSION and _has_lane(conn, tables):
+            _check_lanes(conn, tables, session.at)
             return
     with session.transaction() as conn:
         # Two that start at once: the second waits here, and finds the tables made.
@@ -65,11 +66,19 @@ def prepare(session: Session, tables: Tables, *, create: bool) -> None:
             conn.execute(_migration(tables, number))
             conn.execute(tables.sql(_NOTE), [number])
         if not _has_lane(conn, tables):
-            conn.execute(tables.sql("INSERT INTO {lanes} (lane) VALUES (%s)"), [tables.lane])
+            conn.execute(
+                tables.sql("INSERT INTO {lanes} (lane, last_position) VALUES (%s, %s)"),
+                [tables.lane, tables.lane << LANE_BITS],
+            )
             conn.execute(
                 tables.sql("INSERT INTO {state} (lane, name, value) VALUES (%s, 'id', %s) ON CONFLICT DO NOTHING"),
                 [tables.lane, str(uuid.uuid4()).encode()],
             )
+        conn.execute(
+            tables.sql("INSERT INTO {state} (lane, name, value) VALUES (0, 'lanes', %s) ON CONFLICT DO NOTHING"),
+            [str(tables.lanes).encode()],
+        )
+        _check_lanes(conn, tables, session.at)
 
 
 def missing_rights(conn: psycopg.Connection[Row], tables: Tables) -> str:
@@ -166,12 +175,29 @@ def _kinds(conn: psycopg.Connection[Row], tables: Tables) -> list[tuple[str, str
     return [(name, kind) for name, kind in rows]
 
 
+def _check_lanes(conn: psycopg.Connection[Row], tables: Tables, at: str) -> None:
+    """Refuse another number of lanes than the tables were made with: a key would be in two of them, in no order."""
+    if not _may_select(conn, tables, "state"):  # an application that may only append
+        return
+    row = conn.execute(tables.sql("SELECT value FROM {state} WHERE lane = 0 AND name = 'lanes'")).fetchone()
+    lanes = int(row[0]) if row else 1
+    if lanes != tables.lanes:
+        raise ConfigurationError(
+            f"{at} has {lanes} {'lane' if lanes == 1 else 'lanes'}, not {tables.lanes}: open it with lanes={lanes}; "
+            "docs/service.md says how to change it"
+        )
+
+
 def _has_lane(conn: psycopg.Connection[Row], tables: Tables) -> bool:
     # An application that may only append does not see the lanes; whoever made the tables made this one.
-    row = conn.execute(
-        "SELECT has_table_privilege(to_regclass(format('%%I.%%I', %s::text, %s::text)), 'SELECT')",
-        [tables.schema, tables.names["lanes"]],
-    ).fetchone()
-    if row is not None and not row[0]:
+    if not _may_select(conn, tables, "lanes"):
         return True
     return conn.execute(tables.sql("SELECT FROM {lanes} WHERE lane = %s"), [tables.lane]).fetchone() is not None
+
+
+def _may_select(conn: psycopg.Connection[Row], tables: Tables, what: str) -> bool:
+    row = conn.execute(
+        "SELECT has_table_privilege(to_regclass(format('%%I.%%I', %s::text, %s::text)), 'SELECT')",
+        [tables.schema, tables.names[what]],
+    ).fetchone()
+    return row is None or bool(row[0])

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from typing import TypeVar
 
 from owm_outbox.errors import OutboxLocked, TryAgainLater
 from owm_outbox.lanes import Attendance, LanedOutbox
@@ -17,6 +18,8 @@ from owm_outbox.stop import Stop
 __all__ = ["LaneRelay"]
 
 log = logging.getLogger("owm_outbox.relay")
+
+T = TypeVar("T")
 
 _BALANCE_EVERY = 1.0  # seconds
 _LONGEST_STOP = 5.0  # seconds
@@ -31,6 +34,7 @@ class LaneRelay:
     :param open_sink: opens the sink of a lane, by its number.
     :param batch_size: entries per batch, at most.
     :param wait_for_room: seconds to wait for room in a full sink before its lane tries again later.
+    :param stop: ends ``drain`` between two commits once it is set, with `Stopped`.
     :param observers: returns those of a lane, by its number; they are called on its thread.
     :param balance_every: seconds between two looks at who attends.
     """
@@ -42,6 +46,7 @@ class LaneRelay:
         *,
         batch_size: int = 500,
         wait_for_room: float = 60.0,
+        stop: Stop | None = None,
         observers: Callable[[int], Sequence[Observer]] = lambda lane: (),
         balance_every: float = _BALANCE_EVERY,
     ) -> None:
@@ -49,6 +54,7 @@ class LaneRelay:
         self._open_sink = open_sink
         self._batch_size = batch_size
         self._wait_for_room = wait_for_room
+        self._stop = stop
         self._observers = observers
         self._balance_every = balance_every
 
@@ -71,6 +77,14 @@ class LaneRelay:
                     asked.wait(self._balance_every)
         finally:
             _give_up(held.values())
+
+    def drain(self) -> int:
+        """Deliver everything that is in any lane, lane after lane; return how many entries the sinks came to hold.
+
+        :raises OutboxLocked: another relay holds a lane; what is in those before it was delivered.
+        :raises TryAgainLater: a sink is down or full; the rest stays in the outbox.
+        """
+        return sum(self._on_lane(number, lambda relay: relay.drain()) for number in range(self._outbox.lanes))
 
     def _attend(self, held: dict[int, _LaneThread], stop: Stop, poll: float) -> None:
         with self._outbox.attend() as attendance:
@@ -96,15 +110,20 @@ class LaneRelay:
                 thread.start()
 
     def _deliver(self, number: int, stop: Stop, poll: float) -> None:
-        """Deliver from one lane until a stop is asked for."""
+        self._on_lane(number, lambda relay: relay.run_forever(stop, poll=poll))
+
+    def _on_lane(self, number: int, work: Callable[[OutboxRelay], T]) -> T:
         with self._outbox.lane(number) as lane, self._open_sink(number) as sink:
-            OutboxRelay(
-                lane,
-                sink,
-                batch_size=self._batch_size,
-                wait_for_room=self._wait_for_room,
-                observers=self._observers(number),
-            ).run_forever(stop, poll=poll)
+            return work(
+                OutboxRelay(
+                    lane,
+                    sink,
+                    batch_size=self._batch_size,
+                    wait_for_room=self._wait_for_room,
+                    stop=self._stop,
+                    observers=self._observers(number),
+                )
+            )
 
 
 class _LaneThread(threading.Thread):

@@ -11,10 +11,11 @@ import click
 
 from owm_outbox.cli.job_scope import DeliveringCommand, OutboxCommand
 from owm_outbox.cli.outcome import count
-from owm_outbox.cli.relaying import make_relay
+from owm_outbox.cli.relaying import LANE, make_lane_relay, make_relay
 from owm_outbox.cli.settings import Settings
 from owm_outbox.cli.streams import write_data, write_report
 from owm_outbox.errors import ConfigurationError, printable
+from owm_outbox.lanes import LanedOutbox
 from owm_outbox.outbox import OutboxStats
 from owm_outbox.stop import Stop
 from owm_outbox.url import URL
@@ -45,9 +46,12 @@ def drain(
     settings = Settings(outbox=outbox, sink=sink, batch_size=batch_size, wait_for_room=wait_for_room, as_json=as_json)
     stop.check()
     with ExitStack() as stack:
-        to = stack.enter_context(open_sink(settings.sink))
+        to = stack.enter_context(open_sink(settings.sink.replace(LANE, "0")))
         opened = stack.enter_context(open_outbox(settings.outbox, create=False))
-        delivered = make_relay(stack, opened, to, settings, stop).drain()
+        if isinstance(opened, LanedOutbox) and opened.lanes > 1:
+            delivered = make_lane_relay(opened, settings, stop).drain()
+        else:
+            delivered = make_relay(stack, opened, to, settings, stop).drain()
         pending = opened.stats().pending
     if settings.as_json:
         write_report(json.dumps({"delivered": delivered, "pending": pending}).encode())

@@ -11,9 +11,10 @@ import click
 from owm_outbox.cli.job_scope import DeliveringCommand
 from owm_outbox.cli.options import FiniteRange
 from owm_outbox.cli.outcome import EXIT_CODES
-from owm_outbox.cli.relaying import make_relay
+from owm_outbox.cli.relaying import LANE, make_lane_relay, make_relay
 from owm_outbox.cli.settings import Settings
 from owm_outbox.errors import OutboxInvalid
+from owm_outbox.lanes import LanedOutbox
 from owm_outbox.outbox import Outbox
 from owm_outbox.stop import Stop
 from owm_outbox.url import URL
@@ -51,18 +52,23 @@ def relay(
 ) -> None:
     """Deliver what anybody appends, until SIGTERM or SIGINT.
 
-    While another relay holds the outbox, this one stands by. It waits for a sink that is down or full, and ends only
-    for what waiting does not fix. An outbox that does not exist is made, with a warning.
+    While another relay holds the outbox, this one stands by. Of an outbox with lanes, it holds its share; in the URL of
+    the sink, {lane} is the number of one, if each is to have a stream of its own. It waits for a sink that is down or
+    full, and ends only for what waiting does not fix. An outbox that does not exist is made, with a warning.
     """
     from owm_outbox.plugins import open_sink
 
     settings = Settings(outbox=outbox, sink=sink, batch_size=batch_size, wait_for_room=wait_for_room)
     stop.check()
     with ExitStack() as stack:
-        to = stack.enter_context(open_sink(settings.sink))  # first: it may be misspelt, and creates nothing
+        # The sink first: it may be misspelt, and creates nothing.
+        to = stack.enter_context(open_sink(settings.sink.replace(LANE, "0")))
         opened = stack.enter_context(_open_or_make(settings.outbox))
         log.info("relaying from %s to %s", URL(settings.outbox), URL(settings.sink))
-        make_relay(stack, opened, to, settings, stop).run_forever(stop, poll=poll, stand_by=True)
+        if isinstance(opened, LanedOutbox) and opened.lanes > 1:
+            make_lane_relay(opened, settings, stop).run_forever(stop, poll=poll)
+        else:
+            make_relay(stack, opened, to, settings, stop).run_forever(stop, poll=poll, stand_by=True)
     stop.check()
 
 

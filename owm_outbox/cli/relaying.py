@@ -16,6 +16,8 @@ from owm_outbox.cli.settings import Settings
 from owm_outbox.cli.streams import write_report
 from owm_outbox.errors import ExitCode
 from owm_outbox.job import Job
+from owm_outbox.lane_relay import LaneRelay
+from owm_outbox.lanes import LanedOutbox
 from owm_outbox.observer import Observer
 from owm_outbox.outbox import Outbox
 from owm_outbox.relay import OutboxRelay
@@ -23,7 +25,10 @@ from owm_outbox.report import RunIncomplete
 from owm_outbox.sink import Sink
 from owm_outbox.stop import Stop
 
-__all__ = ["make_relay", "run_job"]
+__all__ = ["LANE", "make_lane_relay", "make_relay", "run_job"]
+
+LANE = "{lane}"
+"""Stands for the number of a lane in the URL of a sink."""
 
 log = logging.getLogger("owm_outbox")
 
@@ -48,6 +53,21 @@ def make_relay(
         wait_for_room=settings.wait_for_room,
         stop=stop,
         observers=[progress, *observers],
+    )
+
+
+def make_lane_relay(outbox: LanedOutbox, settings: Settings, stop: Stop) -> LaneRelay:
+    """Return a relay for an outbox with lanes; in the sink's URL, ``{lane}`` is the number of one."""
+    from owm_outbox.cli.progress import ProgressLog
+    from owm_outbox.plugins import open_sink
+
+    return LaneRelay(
+        outbox,
+        lambda lane: open_sink(settings.sink.replace(LANE, str(lane))),
+        batch_size=settings.batch_size,
+        wait_for_room=settings.wait_for_room,
+        stop=stop,
+        observers=lambda lane: [ProgressLog()],
     )
 
 

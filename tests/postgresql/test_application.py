@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import psycopg
 import pytest
@@ -63,24 +63,6 @@ def test_a_commit_is_on_disk_whatever_the_connection_asks_for(place: Place) -> N
         assert connection.execute("SHOW synchronous_commit").fetchone() == ("on",)
         connection.commit()
         assert connection.execute("SHOW synchronous_commit").fetchone() == ("off",)
-
-
-def test_other_objects_are_refused_with_what_to_give(place: Place) -> None:
-    """An object that is not a connection of psycopg is a TypeError that names the one to give."""
-
-    class Session:
-        """Looks like SQLAlchemy's."""
-
-    Session.__module__ = "sqlalchemy.orm.session"
-    with place.open() as outbox, psycopg.connect(place.server.url()) as connection:
-        for given, says in (
-            (connection.cursor(), "give the psycopg.Connection that it belongs to"),
-            (cast(Any, Session()), "session.connection().connection.driver_connection"),
-            ("postgresql://", "a psycopg.Connection to the same database"),
-        ):
-            with pytest.raises(TypeError) as refused:
-                _append(outbox, "lost", given)
-            assert says in str(refused.value)
 
 
 def test_a_connection_that_cannot_keep_the_promise_is_refused(place: Place) -> None:

@@ -114,7 +114,7 @@ def test_an_application_may_have_the_right_to_append_and_no_other(place: Place) 
     )
     with place.server.client() as admin:
         admin.execute(SQL("CREATE ROLE {} LOGIN PASSWORD 's3cret'").format(Identifier(role)))
-        admin.execute(SQL("GRANT INSERT, SELECT (sequence) ON {} TO {}").format(tables[0], Identifier(role)))
+        admin.execute(SQL("GRANT INSERT, SELECT (lane, sequence) ON {} TO {}").format(tables[0], Identifier(role)))
         admin.execute(SQL("GRANT INSERT ON {} TO {}").format(tables[1], Identifier(role)))
         admin.execute(SQL("GRANT SELECT ON {} TO {}").format(tables[2], Identifier(role)))
         with open_outbox(place.url.replace("postgres:s3cret-of-postgres", f"{role}:s3cret")) as outbox:

@@ -108,9 +108,15 @@ class PostgresServer:
         raise RuntimeError(f"{self.binaries} did not start: {(self.folder / 'server.log').read_text()[-500:]}")
 
     def kill(self) -> None:
-        """End it with SIGKILL."""
+        """End it and all its processes with SIGKILL: one that serves a connection would outlive it a moment."""
         if self._process is not None:
+            listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+            pairs = [line.split() for line in listed.splitlines()]
             self._process.kill()
+            for pid, parent in pairs:
+                if parent == str(self._process.pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
             self._process.wait()
             self._process = None
 
