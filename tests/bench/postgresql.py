@@ -83,7 +83,7 @@ def _appends(url: str, *, bare: bool) -> float:
     ]
     for writer in writers:
         writer.start()
-    total = sum(ours.recv() for _ in writers)
+    total: int = sum(ours.recv() for _ in writers)
     for writer in writers:
         writer.join()
     return total / SECONDS

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Any
 
-import asyncpg
+import asyncpg  # type: ignore[import-untyped]  # it has no types
 import psycopg
 import pytest
 import sqlalchemy
@@ -250,9 +250,9 @@ def test_what_is_not_a_transaction_is_refused_with_what_to_give(place: Place) ->
         ):
             with pytest.raises(TypeError, match=message):
                 outbox.append([note("no")], connection=given)
-        for given in (connection, object(), Session()):
+        for other in (connection, object(), Session()):
             with pytest.raises(TypeError, match=r"append_async\(connection=…\) takes a connection of psycopg, asyncpg"):
-                asyncio.run(outbox.append_async([note("no")], connection=given))
+                asyncio.run(outbox.append_async([note("no")], connection=other))
         assert outbox.stats().last_position == 0
 
 

@@ -6,6 +6,7 @@ import json
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -67,6 +68,10 @@ class LaneSink(Sink):
             if self.shared.sinks.get(self.lane) == self.relay:
                 del self.shared.sinks[self.lane]
             self.shared.changed.notify_all()
+
+
+def _hold_all(shared: Shared, relays: set[int]) -> bool:
+    return sum(map(shared.held_by, relays)) == 8
 
 
 class Relays:
@@ -165,7 +170,7 @@ def test_the_lanes_of_a_relay_that_ends_are_taken_over(outbox: LanedMemory, shar
         outbox.append(KEYS, number)
         relays.end(ends)
         left = {1, 2, 3} - {2, ends} if number else {1, 3}
-        shared.until(lambda left=left: sum(map(shared.held_by, left)) == 8)
+        shared.until(partial(_hold_all, shared, left))
     shared.until(lambda: shared.numbers == {key: [0, 1] for key in KEYS})
 
 

@@ -88,20 +88,31 @@ class PostgresServer:
     def start(self) -> None:
         """Start it and wait until it answers."""
         settings = [f"{name}={value}" for name, value in self.settings.items()]
-        command = [self.binaries / "postgres", "-D", self.data, "-p", str(self.port), "-k", "", "-h", "127.0.0.1"]
+        command = [
+            str(self.binaries / "postgres"),
+            "-D",
+            str(self.data),
+            "-p",
+            str(self.port),
+            "-k",
+            "",
+            "-h",
+            "127.0.0.1",
+        ]
         with (self.folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
+            process: subprocess.Popen[bytes] = subprocess.Popen(
                 [*command, *(part for setting in settings for part in ("-c", setting))],
                 stdout=log,
                 stderr=log,
                 cwd="/",
                 **_as_nobody(),
             )
+        self._process = process
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             with contextlib.suppress(psycopg.OperationalError), self.client(connect_timeout=5):
                 return None
-            if self._process.poll() is not None:  # after a SIGKILL, its children may still hold the shared memory
+            if process.poll() is not None:  # after a SIGKILL, its children may still hold the shared memory
                 time.sleep(0.1)
                 return self.start()
             time.sleep(0.02)
