@@ -121,6 +121,10 @@ class Tables:
         """The key of the advisory lock that all relays share."""
         return self._key("attendance")
 
+    def asleep_key_of(self, lane: int) -> int:
+        """Return the key of the advisory lock that a lane's relay has while it waits to be notified."""
+        return self._key(f"lane {lane} asleep")
+
     @functools.cached_property
     def schema_key(self) -> int:
         """The key of the advisory lock under which the tables are made and changed."""

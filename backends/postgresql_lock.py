@@ -84,6 +84,25 @@ class LaneLock(Session):
 
     def wait(self, seconds: float, stop: Stop) -> None:
         """Return once an append notified, after so many seconds, or when a stop is asked for."""
+        key = self._tables.asleep_key_of(self._tables.lane)
+        with self.connected() as conn:
+            # Refused while an append is under way that took us to be awake: then the time decides when to look again.
+            asleep = _one(conn, "SELECT pg_try_advisory_lock(%s)", key)
+            if (
+                asleep
+                and conn.execute(
+                    self._tables.sql("SELECT FROM {incoming} WHERE lane = %s LIMIT 1"), [self._tables.lane]
+                ).fetchone()
+            ):
+                seconds = 0  # committed since we looked, and notified nobody
+        try:
+            self._listen(seconds, stop)
+        finally:
+            if asleep and self.is_open:
+                with self.connected() as conn:
+                    conn.execute("SELECT pg_advisory_unlock(%s)", [key])
+
+    def _listen(self, seconds: float, stop: Stop) -> None:
         until = time.monotonic() + seconds
         while not stop.is_set() and (left := until - time.monotonic()) > 0:
             with self.connected() as conn:
