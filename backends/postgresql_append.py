@@ -20,9 +20,9 @@ from .postgresql_rows import columns
 
 __all__ = ["append", "append_async", "append_within"]
 
-# The rows have no position, and the commit is on disk. The lock of a relay that is asleep says that there is one to wake:
-# a NOTIFY in every append would cost three tenths of the appends per second. Where none is asleep, our own lock keeps it
-# from falling asleep before we commit.
+# The rows have no position, and the commit is on disk. The lock of a relay that is asleep says that there is one to
+# wake: a NOTIFY in every append would cost three tenths of the appends per second. Where none is asleep, our own lock
+# keeps it from falling asleep before we commit.
 _APPEND: LiteralString = (
     "WITH new AS (INSERT INTO {entries} (lane, key, task_id, headers, payload, stored_at) "
     "SELECT lane, key, task_id, headers, payload, coalesce(%(now)s::timestamptz, clock_timestamp()) "
@@ -31,7 +31,8 @@ _APPEND: LiteralString = (
     "RETURNING lane, sequence), "
     "incoming AS (INSERT INTO {incoming} (lane, sequence) SELECT lane, sequence FROM new RETURNING 1) "
     "SELECT count(*), CASE WHEN (SELECT bool_and(pg_try_advisory_xact_lock_shared(key)) "
-    "FROM unnest(%(asleep)s::bigint[]) AS key) THEN NULL ELSE pg_notify(%(channel)s, '') END, set_config('synchronous_commit', CASE "
+    "FROM unnest(%(asleep)s::bigint[]) AS key) THEN NULL ELSE pg_notify(%(channel)s, '') END, "
+    "set_config('synchronous_commit', CASE "
     "WHEN current_setting('synchronous_commit') = 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true) "
     "FROM incoming"
 )
