@@ -74,12 +74,10 @@ class LaneLock(Session):
             self._refuse_pooler(other)
             self._heart.start()
             self._taken = True
-            try:
-                yield
-            finally:
-                self._end.set()
-                self._free()
+            yield
         finally:
+            self._end.set()
+            self._free()  # behind a pooler, to close our connection ends no session
             self.close()
 
     def wait(self, seconds: float, stop: Stop) -> None:
@@ -188,7 +186,7 @@ class LaneLock(Session):
                 return
 
     def _free(self) -> None:
-        if not self.is_open:
+        if not (self._locked and self.is_open):
             return
         with self.mutex, _silent(self.at):
             assert self._conn is not None  # noqa: S101 - it is open

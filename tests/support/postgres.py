@@ -88,17 +88,7 @@ class PostgresServer:
     def start(self) -> None:
         """Start it and wait until it answers."""
         settings = [f"{name}={value}" for name, value in self.settings.items()]
-        command = [
-            str(self.binaries / "postgres"),
-            "-D",
-            str(self.data),
-            "-p",
-            str(self.port),
-            "-k",
-            "",
-            "-h",
-            "127.0.0.1",
-        ]
+        command = [str(self.binaries / "postgres"), "-D", str(self.data), "-p", str(self.port), "-k", "", "-h", "127.0.0.1"]
         with (self.folder / "server.log").open("ab") as log:
             process: subprocess.Popen[bytes] = subprocess.Popen(
                 [*command, *(part for setting in settings for part in ("-c", setting))],
@@ -119,17 +109,17 @@ class PostgresServer:
         raise RuntimeError(f"{self.binaries} did not start: {(self.folder / 'server.log').read_text()[-500:]}")
 
     def kill(self) -> None:
-        """End it and all its processes with SIGKILL: one that serves a connection would outlive it a moment."""
+        """End it with SIGKILL, and wait for its children: they may still commit until they notice."""
         if self._process is not None:
-            listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-            pairs = [line.split() for line in listed.splitlines()]
+            listed = subprocess.run(
+                ["pgrep", "-P", str(self._process.pid)], capture_output=True, text=True, check=False
+            ).stdout
             self._process.kill()
-            for pid, parent in pairs:
-                if parent == str(self._process.pid):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(int(pid), signal.SIGKILL)
             self._process.wait()
             self._process = None
+            deadline = time.monotonic() + 10
+            while any(map(_is_alive, map(int, listed.split()))) and time.monotonic() < deadline:
+                time.sleep(0.01)
 
     def stop(self) -> None:
         """End it in order, with connections cut."""
@@ -159,6 +149,12 @@ class PostgresServer:
         if os.geteuid() == 0:
             for path in (folder, *folder.rglob("*")):
                 shutil.chown(path, _NOBODY)
+
+
+def _is_alive(pid: int) -> bool:
+    """Return whether a process runs; where nobody fetches what became of it, it stays as a zombie."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return state.strip()[:1] not in ("", "Z")
 
 
 def _as_nobody() -> dict[str, Any]:
