@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import msgspec
 import psycopg
@@ -42,7 +42,7 @@ from .postgresql_connection import Row
 from .postgresql_errors import translated
 from .postgresql_lane import Database, Lane, LaneState
 from .postgresql_letters import insert_letters, letters_after, reject_entries, retry_letters
-from .postgresql_rows import SELECT_RUNS, clear, entry, insert, record
+from .postgresql_rows import SELECT_RUNS, clear, entry, insert, record, stats_of
 from .postgresql_rows import replace as replace_records
 from .postgresql_schema import schema_sql
 
@@ -87,11 +87,7 @@ class PostgresqlOutbox(Outbox, DeadLetterStore):
     @classmethod
     def from_url(cls, url: URL, *, create: bool = True) -> Self:
         """Open the tables that ``postgresql://…?schema=…&table=…`` names."""
-        from .postgresql_lanes import PostgresqlLanes
-
-        options = own_options(url)
-        made = PostgresqlLanes if options.get("lanes", 1) > 1 else cls
-        return cast(Self, made(url, create=create, **options))
+        return cls(url, create=create, **own_options(url))
 
     @staticmethod
     def schema_sql(*, schema: str = "public", table: str = "outbox") -> str:
@@ -343,40 +339,7 @@ class PostgresqlOutbox(Outbox, DeadLetterStore):
         """Return what the outbox holds."""
         self._number()
         with self._db.snapshot() as conn:
-            row = conn.execute(
-                self._tables.sql("SELECT last_position, acknowledged FROM {lanes} WHERE lane = %s"),
-                [self._tables.lane],
-            ).fetchone()
-            if row is None:
-                raise OutboxInvalid(f"{self._db.at} has lost the row of lane {self._tables.lane}: restore it")
-            last, mark = row[0], Mark(row[1].decode())
-            waiting = conn.execute(
-                self._tables.sql(
-                    "SELECT sum(n)::bigint, min(oldest) FROM (SELECT count(*) AS n, min(stored_at) AS oldest "
-                    "FROM {positions} AS p JOIN {entries} AS e USING (sequence) "
-                    "WHERE p.lane = %(lane)s AND p.position > %(after)s UNION ALL "
-                    "SELECT count(*), min(stored_at) FROM {incoming} AS i JOIN {entries} AS e USING (sequence) "
-                    "WHERE i.lane = %(lane)s) AS waiting"
-                ),
-                {"lane": self._tables.lane, "after": mark.position},
-            ).fetchone()
-            dead = conn.execute(
-                self._tables.sql("SELECT count(*) FROM {entries} WHERE lane = %s AND reason IS NOT NULL"),
-                [self._tables.lane],
-            ).fetchone()
-            runs = conn.execute(
-                self._tables.sql(SELECT_RUNS + "WHERE lane = %s ORDER BY number DESC LIMIT 10"),
-                [self._tables.lane],
-            ).fetchall()
-        pending, oldest = waiting or (0, None)
-        return OutboxStats(
-            pending=pending,
-            oldest=oldest,
-            dead=dead[0] if dead else 0,
-            acknowledged=mark,
-            last_position=last,
-            runs=tuple(map(record, runs)),
-        )
+            return stats_of(conn, self._tables, self._db.at)
 
     def close(self) -> None:
         """Close the connections."""

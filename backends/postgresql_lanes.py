@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import NoReturn
+from typing import NoReturn, Self, cast
 
 import psycopg
 
@@ -29,7 +29,7 @@ from owm_outbox import (
 )
 
 from .postgresql import PostgresqlOutbox
-from .postgresql_address import LANE_BITS
+from .postgresql_address import LANE_BITS, own_options
 from .postgresql_connection import Row
 from .postgresql_lock import keep_alive
 
@@ -44,10 +44,11 @@ _HOLDERS = """
 
 
 class PostgresqlLanes(PostgresqlOutbox, LanedOutbox):
-    """All lanes of an outbox: for those who append, and for what looks at it as a whole.
+    """Keeps tasks in PostgreSQL 13 or later, in lanes that several relays deliver from at once.
 
-    ``postgresql://…?lanes=8``. What is done under a lock is done per lane, by `LaneRelay` or ``owm-outbox relay``. A
-    job's run needs an outbox with one lane, as it has one order.
+    ``postgresql://…?lanes=8``. This object is all of them: for those who append, and for what looks at the outbox as a
+    whole. What is done under a lock is done per lane, by `LaneRelay` or ``owm-outbox relay``. A job's run needs an outbox
+    with one lane, as it has one order.
 
     :param lanes: as many as the tables were made with.
     :raises ConfigurationError: they were made with another number.
@@ -66,6 +67,13 @@ class PostgresqlLanes(PostgresqlOutbox, LanedOutbox):
         super().__init__(conninfo, schema=schema, table=table, lanes=lanes, create=create, now=now)
         self._conninfo = conninfo
         self._now = now
+
+    @classmethod
+    def from_url(cls, url: URL, *, create: bool = True) -> Self:
+        """Open the tables that ``postgresql://…?lanes=…`` names; those with one lane are a `PostgresqlOutbox`."""
+        options = own_options(url)
+        made = cls if options.get("lanes", 1) > 1 else PostgresqlOutbox
+        return cast(Self, made(url, create=create, **options))
 
     # -- lanes
 

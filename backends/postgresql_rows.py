@@ -7,8 +7,21 @@ import re
 from collections.abc import Sequence
 from typing import LiteralString
 
-from owm_outbox import NO_HEADERS, Entry, Key, NewEntry, RunRecord, TaskError
+import psycopg
 
+from owm_outbox import (
+    NO_HEADERS,
+    Entry,
+    Key,
+    Mark,
+    NewEntry,
+    OutboxInvalid,
+    OutboxStats,
+    RunRecord,
+    TaskError,
+)
+
+from .postgresql_address import Tables
 from .postgresql_connection import Row
 from .postgresql_lane import Lane
 
@@ -20,6 +33,7 @@ __all__ = [
     "insert",
     "record",
     "replace",
+    "stats_of",
     "storable_text",
 ]
 
@@ -146,3 +160,41 @@ def clear(lane: Lane, after: int, limit: int) -> int | None:
     ).fetchone()
     count, last = row or (0, None)
     return int(last) if count == limit else None
+
+
+def stats_of(conn: psycopg.Connection[Row], tables: Tables, at: str) -> OutboxStats:
+    """Return what a lane holds."""
+    row = conn.execute(
+        tables.sql("SELECT last_position, acknowledged FROM {lanes} WHERE lane = %s"),
+        [tables.lane],
+    ).fetchone()
+    if row is None:
+        raise OutboxInvalid(f"{at} has lost the row of lane {tables.lane}: restore it")
+    last, mark = row[0], Mark(row[1].decode())
+    waiting = conn.execute(
+        tables.sql(
+            "SELECT sum(n)::bigint, min(oldest) FROM (SELECT count(*) AS n, min(stored_at) AS oldest "
+            "FROM {positions} AS p JOIN {entries} AS e USING (sequence) "
+            "WHERE p.lane = %(lane)s AND p.position > %(after)s UNION ALL "
+            "SELECT count(*), min(stored_at) FROM {incoming} AS i JOIN {entries} AS e USING (sequence) "
+            "WHERE i.lane = %(lane)s) AS waiting"
+        ),
+        {"lane": tables.lane, "after": mark.position},
+    ).fetchone()
+    dead = conn.execute(
+        tables.sql("SELECT count(*) FROM {entries} WHERE lane = %s AND reason IS NOT NULL"),
+        [tables.lane],
+    ).fetchone()
+    runs = conn.execute(
+        tables.sql(SELECT_RUNS + "WHERE lane = %s ORDER BY number DESC LIMIT 10"),
+        [tables.lane],
+    ).fetchall()
+    pending, oldest = waiting or (0, None)
+    return OutboxStats(
+        pending=pending,
+        oldest=oldest,
+        dead=dead[0] if dead else 0,
+        acknowledged=mark,
+        last_position=last,
+        runs=tuple(map(record, runs)),
+    )

@@ -88,7 +88,8 @@ class PostgresServer:
     def start(self) -> None:
         """Start it and wait until it answers."""
         settings = [f"{name}={value}" for name, value in self.settings.items()]
-        command = [str(self.binaries / "postgres"), "-D", str(self.data), "-p", str(self.port), "-k", "", "-h", "127.0.0.1"]
+        command = [str(self.binaries / "postgres"), "-D", str(self.data), "-p", str(self.port), "-k", ""]
+        command += ["-h", "127.0.0.1"]
         with (self.folder / "server.log").open("ab") as log:
             process: subprocess.Popen[bytes] = subprocess.Popen(
                 [*command, *(part for setting in settings for part in ("-c", setting))],
