@@ -47,8 +47,8 @@ class PostgresqlLanes(PostgresqlOutbox, LanedOutbox):
     """Keeps tasks in PostgreSQL 13 or later, in lanes that several relays deliver from at once.
 
     ``postgresql://…?lanes=8``. This object is all of them: for those who append, and for what looks at the outbox as a
-    whole. What is done under a lock is done per lane, by `LaneRelay` or ``owm-outbox relay``. A job's run needs an outbox
-    with one lane, as it has one order.
+    whole. What is done under a lock is done per lane, by `LaneRelay` or ``owm-outbox relay``. A job's run needs an
+    outbox with one lane, as it has one order.
 
     :param lanes: as many as the tables were made with.
     :raises ConfigurationError: they were made with another number.
