@@ -11,6 +11,7 @@ from typing import Any
 from owm_outbox import URL, RunReport
 from owm_outbox_backends.postgresql import PostgresqlOutbox
 from owm_outbox_backends.postgresql_address import Tables
+from owm_outbox_backends.postgresql_lanes import PostgresqlLanes
 from owm_outbox_backends.postgresql_scratch import failing, within
 
 from support.postgres import PostgresServer
@@ -46,6 +47,10 @@ class Place:
     def open(self, **options: Any) -> PostgresqlOutbox:
         """Open the outbox."""
         return PostgresqlOutbox(self.server.url(), table=self.table, **options)
+
+    def open_lanes(self, lanes: int) -> PostgresqlLanes:
+        """Open the outbox as one with lanes."""
+        return PostgresqlLanes(self.server.url(), table=self.table, lanes=lanes)
 
     def failing(self) -> AbstractContextManager[None]:
         """Make a block within which the server refuses what is written after some rows."""
