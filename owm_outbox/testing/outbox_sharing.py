@@ -130,11 +130,8 @@ class OutboxSharing(OutboxFixtures):
             assert own == list(range(worker * 100, worker * 100 + 20))
 
     def test_a_transaction_that_ends_late_is_read_late(self, outbox: Outbox, begin: Begin) -> None:
-        """Whatever order applications' transactions begin, append and commit in, a reader passes none of their tasks.
-
-        An outbox that cannot have two at once refuses the second one with OutboxUnavailable.
-        """
-        with ExitStack() as second:
+        """In whatever order transactions begin, append and commit, a reader passes none of their tasks."""
+        with ExitStack() as second:  # an outbox that cannot have two at once refuses the second one
             with begin() as append_first:
                 append_first([Parcel(uuid.uuid4(), 1)])
                 append_second = second.enter_context(begin())

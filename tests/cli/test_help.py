@@ -54,7 +54,7 @@ def test_each_command_has_help(command: str, flags: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("command", "names"),
     [
-        ("owm-outbox", "check dead drain new plugins relay run status"),
+        ("owm-outbox", "check dead drain new plugins relay run schema status"),
         ("owm-outbox run", "owm"),
         ("owm-outbox dead", "drop list retry"),
     ],

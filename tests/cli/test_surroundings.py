@@ -153,7 +153,8 @@ class User:
 
 def in_surroundings(around: Surroundings, folder: Path, *command: str) -> subprocess.CompletedProcess[bytes]:
     """Run a command to its end."""
-    env = environment()
+    # What runs the tests may have set PYTHONIOENCODING or PYTHONUTF8, which count more than a locale.
+    env = {name: value for name, value in environment().items() if not name.startswith("PYTHON")}
     for name, value in around.env.items():
         env.pop(name, None)
         if value is not None:

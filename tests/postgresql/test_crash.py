@@ -15,7 +15,7 @@ from owm_outbox import RunReport
 
 from support.crash import Ending, Forge, SweepJob
 from support.postgres import PostgresServer
-from support.postgres_outbox import place_on
+from support.postgres_outbox import Place, place_on
 from support.servers import Server, binaries, running
 from support.streams import tasks
 
@@ -55,6 +55,11 @@ class Trial:
         return dict(found)
 
 
+def _is_complete(place: Place) -> bool:
+    tables = place.rows(f"SELECT to_regclass('{place.table}_runs')")  # killed before they were made
+    return tables != [(None,)] and place.rows("SELECT count(*) FROM {t}_runs WHERE state = 'complete'") == [(1,)]
+
+
 @pytest.mark.parametrize("level", ["calls", "statements"])
 @pytest.mark.timeout(300)
 def test_killed_at_boundaries(
@@ -73,6 +78,9 @@ def test_killed_at_boundaries(
             with place_on(postgres) as place:
                 trial = Trial(forge, place.url, redis_server, level)
                 assert trial.run(die_at).killed, f"CRASH_SEED={SEED}: not killed at {die_at}"
+                if _is_complete(place):  # the last boundaries are behind its end: another run would be a new one
+                    assert set(trial.found()) == cities - {SweepJob.huge}
+                    continue
                 ending = trial.run()
                 assert ending.code == 0, f"CRASH_SEED={SEED}, killed at {die_at}: {ending.said}"
                 with place.open() as outbox:

