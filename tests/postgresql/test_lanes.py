@@ -101,14 +101,14 @@ def test_dead_letters_are_those_of_all_lanes(outbox: PostgresqlLanes) -> None:
 
 def test_another_number_of_lanes_is_refused(outbox: PostgresqlLanes, place: Place) -> None:
     """A key would be in two lanes; also where nothing says lanes=."""
-    for lanes in (1, 2, 8):
-        with pytest.raises(ConfigurationError, match=rf"has 4 lanes, not {lanes}: open it with lanes=4"):
-            open_outbox(f"{place.url}&lanes={lanes}")
-    assert isinstance(open_outbox(f"{place.url}&lanes=4"), PostgresqlLanes)
-    assert not isinstance(open_outbox(place.server.url(table=f"{place.table}x")), PostgresqlLanes)
-    for lanes in ("0", "-1", "x", "1025"):
+    for other in (1, 2, 8):
+        with pytest.raises(ConfigurationError, match=rf"has 4 lanes, not {other}: open it with lanes=4"):
+            open_outbox(f"{place.url}&lanes={other}")
+    with open_outbox(f"{place.url}&lanes=4") as lanes, open_outbox(place.server.url(table=f"{place.table}x")) as plain:
+        assert (type(lanes), type(plain)) == (PostgresqlLanes, PostgresqlOutbox)
+    for wrong in ("0", "-1", "x", "1025"):
         with pytest.raises(ConfigurationError, match="lanes"):
-            open_outbox(f"{place.url}&lanes={lanes}")
+            open_outbox(f"{place.url}&lanes={wrong}")
     for what in ("entries", "incoming", "positions", "runs", "lanes", "state", "version"):
         place.rows(f"DROP TABLE {{t}}x_{what}")
 
