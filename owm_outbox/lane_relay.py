@@ -68,12 +68,16 @@ class LaneRelay:
         """
         asked = stop if isinstance(stop, Stop) else Stop(stop)
         held: dict[int, _LaneThread] = {}
+        level = logging.WARNING
         try:
             while not asked.is_set():
                 try:
-                    self._attend(held, asked, poll)
+                    with self._outbox.attend() as attendance:
+                        level = logging.WARNING
+                        self._share(held, attendance, asked, poll)
                 except TryAgainLater as error:
-                    log.warning("trying again: %s", error)
+                    log.log(level, "trying again until it works: %s", error)
+                    level = logging.DEBUG  # once is enough: it is asked every second, and lanes have their own say
                     asked.wait(self._balance_every)
         finally:
             _give_up(held.values())
@@ -86,11 +90,12 @@ class LaneRelay:
         """
         return sum(self._on_lane(number, lambda relay: relay.drain()) for number in range(self._outbox.lanes))
 
-    def _attend(self, held: dict[int, _LaneThread], stop: Stop, poll: float) -> None:
-        with self._outbox.attend() as attendance:
-            while not stop.is_set():
-                self._balance(held, attendance(), poll)
-                stop.wait(self._balance_every)
+    def _share(
+        self, held: dict[int, _LaneThread], attendance: Callable[[], Attendance], stop: Stop, poll: float
+    ) -> None:
+        while not stop.is_set():
+            self._balance(held, attendance(), poll)
+            stop.wait(self._balance_every)
 
     def _balance(self, held: dict[int, _LaneThread], attendance: Attendance, poll: float) -> None:
         """Give lanes up that are more than our share, take free ones that are less."""

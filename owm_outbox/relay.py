@@ -128,12 +128,13 @@ class OutboxRelay:
         """
         asked = stop if isinstance(stop, Stop) else Stop(stop)
         waiting = held = False
+        delay = 1.0
         while not asked.is_set():
             try:
                 with self._outbox.lock():
                     if waiting:
                         log.info("taking over: the outbox is free")
-                    waiting, held = False, True
+                    waiting, held, delay = False, True, 1.0
                     self._serve(asked, poll)
             except Stopped:
                 break
@@ -149,8 +150,9 @@ class OutboxRelay:
                 asked.wait(poll)
             except TryAgainLater as error:
                 held = False
-                log.warning("trying again in 1 s: %s", error)
-                asked.wait(1.0)
+                log.warning("trying again in %.0f s: %s", delay, error)
+                asked.wait(delay)
+                delay = min(2 * delay, _LONGEST_RETRY)
         log.info("stopped; what is left stays in the outbox")
 
     def _serve(self, stop: Stop, poll: float) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from owm_outbox import Batch, Observer, OutboxInvalid, OutboxLocked, OutboxRelay
+from owm_outbox import Batch, Observer, OutboxInvalid, OutboxLocked, OutboxRelay, OutboxUnavailable, Stop
+from owm_outbox_backends.jsonl import JsonLinesSink
 from owm_outbox_backends.memory import MemoryOutbox
 from owm_outbox_backends.redis_stream import RedisStreamSink
 from owm_outbox_backends.sqlite import SqliteOutbox
@@ -122,6 +123,26 @@ def test_it_waits_for_a_sink_that_is_down(own_server: Server, stream: str) -> No
         stop.set()
         thread.join(20)
     assert [task["text"] for task in tasks(own_server, stream)] == ["patience"]
+
+
+def test_an_outbox_that_cannot_be_locked_is_asked_less_and_less_often(caplog: pytest.LogCaptureFixture) -> None:
+    """1 s after the first failure, then 2, 4 and so on, up to 30."""
+
+    class Away(MemoryOutbox):
+        def lock(self) -> contextlib.AbstractContextManager[None]:
+            raise OutboxUnavailable("the database is down")
+
+    class Waits(Stop):
+        def wait(self, seconds: float) -> bool:
+            waited.append(seconds)
+            if len(waited) == 7:
+                self.set()
+            return self.is_set()
+
+    waited: list[float] = []
+    OutboxRelay(Away(), JsonLinesSink("-")).run_forever(Waits())
+    assert waited == [1, 2, 4, 8, 16, 30, 30]
+    assert "trying again in 30 s: the database is down" in caplog.text
 
 
 def test_a_second_relay_is_refused(server: Server, stream: str, tmp_path: Path) -> None:
