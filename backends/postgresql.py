@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, Self
+from typing import Self
 
 import msgspec
 import psycopg
@@ -20,11 +20,8 @@ from owm_outbox import (
     DeadLetter,
     DeadLetterStore,
     Entry,
-    InvalidRecord,
-    Key,
     Mark,
     NewEntry,
-    Outbox,
     OutboxInvalid,
     OutboxStats,
     RunRecord,
@@ -32,8 +29,8 @@ from owm_outbox import (
     StateStore,
     Stop,
     Stored,
+    TransactionalOutbox,
     may_resume,
-    new_entries,
 )
 
 from .postgresql_address import Tables, conninfo_of, own_options
@@ -52,7 +49,7 @@ _KEPT_RUNS = 100
 _SLICE = 10_000  # rows per commit where delivered entries are cleared: bounds each stall
 
 
-class PostgresqlOutbox(Outbox, DeadLetterStore):
+class PostgresqlOutbox(TransactionalOutbox, DeadLetterStore):
     """Keeps tasks in PostgreSQL 13 or later: any number of machines append, one relay at a time delivers.
 
     ``postgresql://user:password@host:5432/database``; options: ``schema`` (public), ``table`` (outbox), what the names
@@ -171,50 +168,13 @@ class PostgresqlOutbox(Outbox, DeadLetterStore):
                 )
         return found
 
-    def append(
-        self,
-        tasks: Iterable[Any],
-        *,
-        key: Callable[[Any], Key] | None = None,
-        headers: Mapping[str, str] | None = None,
-        run: str | None = None,
-        checkpoint: bytes | None = None,
-        invalid: Sequence[InvalidRecord] = (),
-        expected: int | None = None,
-        connection: object | None = None,
-    ) -> Stored:
-        """Encode tasks and store them.
-
-        :param connection: the caller's own to the same database: of psycopg, a ``Session`` or ``Connection`` of
-            SQLAlchemy, or Django's. The tasks become part of the transaction that it is in, and are committed or rolled
-            back with it, not by this call. Without a run.
-        :raises TypeError: it is something else.
-        """
-        if connection is None:
-            return super().append(
-                tasks, key=key, headers=headers, run=run, checkpoint=checkpoint, invalid=invalid, expected=expected
-            )
-        if run is not None or invalid:
-            raise ValueError("append(connection=…) is for tasks without a run")
-        entries = new_entries(tasks, key, headers)
+    def store_within(self, connection: object, entries: Sequence[NewEntry]) -> Stored:
+        """Store entries in the transaction of a connection of psycopg, SQLAlchemy or Django to the same database."""
         with translated(self._db.at):
             return Stored(append_within(connection, self._tables, entries, self._db.now and self._db.now()))
 
-    async def append_async(
-        self,
-        tasks: Iterable[Any],
-        *,
-        connection: object,
-        key: Callable[[Any], Key] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Stored:
-        """Encode tasks and store them in the transaction of an asyncio application, which commits it.
-
-        :param connection: psycopg's ``AsyncConnection``, asyncpg's, or an ``AsyncSession`` or ``AsyncConnection`` of
-            SQLAlchemy.
-        :raises TypeError: it is something else.
-        """
-        entries = new_entries(tasks, key, headers)
+    async def store_within_async(self, connection: object, entries: Sequence[NewEntry]) -> Stored:
+        """Store entries in the transaction of a connection of psycopg, asyncpg or SQLAlchemy's asyncio."""
         with translated(self._db.at):
             return Stored(await append_async(connection, self._tables, entries, self._db.now and self._db.now()))
 

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import msgspec
 
@@ -23,19 +23,16 @@ from owm_outbox import (
     DeadLetter,
     DeadLetterStore,
     Entry,
-    InvalidRecord,
-    Key,
     Mark,
     NewEntry,
-    Outbox,
     OutboxInvalid,
     OutboxStats,
     RunRecord,
     RunReport,
     StateStore,
     Stored,
+    TransactionalOutbox,
     may_resume,
-    new_entries,
 )
 
 from .sqlite_connection import Database, FileState
@@ -51,7 +48,7 @@ _SLICE = 10_000  # rows per commit where delivered entries are cleared: bounds t
 _DELIVERED = "reason IS NULL AND (run IS NULL OR run NOT IN (SELECT number FROM outbox_runs WHERE state = 'open'))"
 
 
-class SqliteOutbox(Outbox, DeadLetterStore):
+class SqliteOutbox(TransactionalOutbox, DeadLetterStore):
     """Keeps tasks in an SQLite file: durable at every commit (WAL, synchronous=FULL), readable by its owner only.
 
     ``sqlite:////absolute/path.db`` or ``sqlite:///relative/path.db``; options: ``timeout``, seconds to wait for
@@ -139,58 +136,6 @@ class SqliteOutbox(Outbox, DeadLetterStore):
                     "UPDATE outbox_runs SET state = 'incomplete', finished_at = ? WHERE number = ?", (now, number)
                 )
         return found
-
-    def append(
-        self,
-        tasks: Iterable[Any],
-        *,
-        key: Callable[[Any], Key] | None = None,
-        headers: Mapping[str, str] | None = None,
-        run: str | None = None,
-        checkpoint: bytes | None = None,
-        invalid: Sequence[InvalidRecord] = (),
-        expected: int | None = None,
-        connection: object | None = None,
-    ) -> Stored:
-        """Encode tasks and store them.
-
-        :param connection: the caller's own to the same file, see `connect`: of sqlite3, a ``Session`` or ``Connection``
-            of SQLAlchemy, or Django's. The tasks become part of the transaction that it is in, and are committed or
-            rolled back with it, not by this call. Without a run.
-        :raises TypeError: it is something else.
-        """
-        if connection is None:
-            return super().append(
-                tasks,
-                key=key,
-                headers=headers,
-                run=run,
-                checkpoint=checkpoint,
-                invalid=invalid,
-                expected=expected,
-            )
-        if run is not None or invalid:
-            raise ValueError("append(connection=…) is for tasks without a run")
-        entries = new_entries(tasks, key, headers)
-        with self._within():
-            return Stored(insert_within(connection, self.path, entries, self._now()))
-
-    async def append_async(
-        self,
-        tasks: Iterable[Any],
-        *,
-        connection: object,
-        key: Callable[[Any], Key] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Stored:
-        """Encode tasks and store them in the transaction of an asyncio application, which commits it.
-
-        :param connection: aiosqlite's, or an ``AsyncSession`` or ``AsyncConnection`` of SQLAlchemy.
-        :raises TypeError: it is something else.
-        """
-        entries = new_entries(tasks, key, headers)
-        with self._within():
-            return Stored(await insert_within_async(connection, self.path, entries, self._now()))
 
     def store(
         self,
@@ -341,6 +286,16 @@ class SqliteOutbox(Outbox, DeadLetterStore):
             conn = self._db.connect(check_same_thread=False)
             conn.execute("PRAGMA synchronous = FULL")
             return conn
+
+    def store_within(self, connection: object, entries: Sequence[NewEntry]) -> Stored:
+        """Store entries in the transaction of a connection of sqlite3, SQLAlchemy or Django to the same file."""
+        with self._within():
+            return Stored(insert_within(connection, self.path, entries, self._now()))
+
+    async def store_within_async(self, connection: object, entries: Sequence[NewEntry]) -> Stored:
+        """Store entries in the transaction of a connection of aiosqlite or SQLAlchemy's asyncio to the same file."""
+        with self._within():
+            return Stored(await insert_within_async(connection, self.path, entries, self._now()))
 
     @contextmanager
     def _within(self) -> Iterator[None]:

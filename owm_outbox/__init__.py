@@ -30,6 +30,7 @@ from owm_outbox.run import MemoryState, Run, RunRecord, StateStore
 from owm_outbox.sink import Sink, pause
 from owm_outbox.stop import Stop
 from owm_outbox.task import DeadLetter, InvalidRecord, encode, new_entries
+from owm_outbox.transactional import TransactionalOutbox
 from owm_outbox.url import URL
 
 __version__ = "0.1.0"
@@ -83,6 +84,7 @@ __all__ = [
     "Stopped",
     "Stored",
     "TaskError",
+    "TransactionalOutbox",
     "TryAgainLater",
     "__version__",
     "async_driver_connection",

@@ -125,12 +125,13 @@ def test_it_waits_for_a_sink_that_is_down(own_server: Server, stream: str) -> No
     assert [task["text"] for task in tasks(own_server, stream)] == ["patience"]
 
 
-def test_an_outbox_that_cannot_be_locked_is_asked_less_and_less_often(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_outbox_that_cannot_be_locked_is_asked_less_and_less_often(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """1 s after the first failure, then 2, 4 and so on, up to 30."""
 
-    class Away(MemoryOutbox):
-        def lock(self) -> contextlib.AbstractContextManager[None]:
-            raise OutboxUnavailable("the database is down")
+    def lock() -> None:
+        raise OutboxUnavailable("the database is down")
 
     class Waits(Stop):
         def wait(self, seconds: float) -> bool:
@@ -140,7 +141,9 @@ def test_an_outbox_that_cannot_be_locked_is_asked_less_and_less_often(caplog: py
             return self.is_set()
 
     waited: list[float] = []
-    OutboxRelay(Away(), JsonLinesSink("-")).run_forever(Waits())
+    outbox = MemoryOutbox()
+    monkeypatch.setattr(outbox, "lock", lock)
+    OutboxRelay(outbox, JsonLinesSink("-")).run_forever(Waits())
     assert waited == [1, 2, 4, 8, 16, 30, 30]
     assert "trying again in 30 s: the database is down" in caplog.text
 
