@@ -102,6 +102,13 @@ class PostgresServer:
         self._own(folder)
         return PostgresServer(self.binaries, folder, self.settings)
 
+    def standby(self, folder: Path) -> PostgresServer:
+        """Return a server that follows this one, which must be running; it is not started."""
+        other = PostgresServer(self.binaries, folder, self.settings)
+        self._own(folder)
+        self._run("pg_basebackup", "-d", self.url(), "-D", other.data, "-R", "--checkpoint=fast", "--no-sync")
+        return other
+
     def start(self) -> None:
         """Start it and wait until it answers."""
         settings = [f"{name}={value}" for name, value in self.settings.items()]

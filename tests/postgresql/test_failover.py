@@ -1,0 +1,115 @@
+"""A standby that takes the place of its primary, under an application and a relay."""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from owm_outbox.plugins import open_outbox
+from owm_outbox_backends.postgresql import PostgresqlOutbox
+
+from support.commands import run
+from support.postgres import PostgresServer, postgres_folder
+from support.postgres_outbox import Note
+from support.relays import relay, wait_for_entries
+from support.servers import Server, binaries, running
+from support.streams import tasks
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+BEFORE, AFTER = 200, 200  # tasks that are committed before the primary dies, and in all after it
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[Server]:
+    """Run the server of the sink."""
+    with running(binaries()["valkey"], tmp_path / "valkey") as server:
+        yield server
+
+
+@pytest.fixture
+def standby(own_postgres: PostgresServer) -> Iterator[PostgresServer]:
+    """Run a standby that has each commit before the primary confirms it."""
+    with postgres_folder() as folder:
+        standby = own_postgres.standby(folder)
+        standby.start()
+        with own_postgres.client() as admin:
+            admin.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+            admin.execute("SELECT pg_reload_conf()")
+        yield standby
+        standby.kill()
+
+
+class Application(threading.Thread):
+    """Commits tasks one by one, wherever the database is."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.url = url
+        self.committed: list[str] = []
+        self.unknown: list[str] = []
+        self.half_way, self.enough = threading.Event(), threading.Event()
+
+    def run(self) -> None:
+        """Take the task as lost where the commit failed; it may be there all the same."""
+        while not self.enough.is_set():
+            try:
+                with open_outbox(self.url) as outbox, psycopg.connect(self.url) as connection:
+                    assert isinstance(outbox, PostgresqlOutbox)
+                    while not self.enough.is_set():
+                        self._commit(outbox, connection)
+            except Exception:  # of either library, with whatever they say when a server dies
+                self.enough.wait(0.1)
+
+    def _commit(self, outbox: PostgresqlOutbox, connection: psycopg.Connection[tuple[object, ...]]) -> None:
+        task = Note(uuid.uuid4(), str(len(self.committed)))
+        outbox.append([task], connection=connection)
+        self.unknown.append(str(task.task_id))
+        connection.commit()
+        self.committed.append(self.unknown.pop())
+        if len(self.committed) == BEFORE:
+            self.half_way.set()
+        if len(self.committed) == BEFORE + AFTER:
+            self.enough.set()
+
+
+def test_a_standby_takes_over(
+    own_postgres: PostgresServer, standby: PostgresServer, valkey: Server, stream: str, tmp_path: Path
+) -> None:
+    """The same relay goes on with the new primary: each committed task arrives once."""
+    hosts = f"127.0.0.1:{own_postgres.port},127.0.0.1:{standby.port}"
+    url = f"postgresql://postgres:{own_postgres.password}@{hosts}/postgres?target_session_attrs=read-write"
+    open_outbox(url).close()
+    application = Application(url)
+    with relay("--outbox", url, "--sink", valkey.url(stream), cwd=tmp_path) as working:
+        application.start()
+        assert application.half_way.wait(60)
+        own_postgres.kill()
+        with standby.client() as admin:
+            admin.execute("SELECT pg_promote()")
+        assert application.enough.wait(120)
+        application.join(60)
+        wait_for_entries(valkey, stream, len(application.committed))
+        working.process.terminate()
+        assert working.ends() == 143
+    arrived = [task["task_id"] for task in tasks(valkey, stream)]
+    assert len(arrived) == len(set(arrived))
+    assert set(application.committed) <= set(arrived) <= {*application.committed, *application.unknown}
+
+
+def test_a_standby_takes_no_writes(own_postgres: PostgresServer, standby: PostgresServer, tmp_path: Path) -> None:
+    """Opened on the standby alone, it is an outage with what to do; what is pending stays."""
+    with open_outbox(own_postgres.url()) as outbox:
+        outbox.append([Note(uuid.uuid4(), "waits")])
+    done = run("owm-outbox", "drain", "--outbox", standby.url(), "--sink", f"jsonl:{tmp_path}/out")
+    assert done.code == 75
+    assert "takes no writes now" in done.line
+    assert "add target_session_attrs=read-write to the URL" in done.line
+    status = run("owm-outbox", "status", "--json", "--outbox", own_postgres.url())
+    assert json.loads(status.out)["pending"] == 1
