@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 import struct
@@ -113,17 +114,14 @@ def _forward(sock: socket.socket, context: ssl.SSLContext, port: int) -> None:
         context.wrap_socket(sock, server_side=True) as inside,
         socket.create_connection(("127.0.0.1", port)) as to,
     ):
-
-        def back() -> None:
-            with contextlib.suppress(OSError):
-                while part := to.recv(65536):
-                    inside.sendall(part)
-
-        answering = threading.Thread(target=back)
-        answering.start()
-        with contextlib.suppress(OSError):
-            while part := inside.recv(65536):
-                to.sendall(part)
-        with contextlib.suppress(OSError):
-            to.shutdown(socket.SHUT_RDWR)
-        answering.join()
+        # In one thread: OpenSSL does not let two use one connection at once, and Python before 3.13 does not see to it.
+        while True:
+            ready = [inside] if inside.pending() else select.select([inside, to], [], [], 5)[0]
+            for here, there in ((inside, to), (to, inside)):
+                if here in ready:
+                    part = here.recv(65536)
+                    if not part:
+                        return
+                    there.sendall(part)
+            if not ready:
+                return
