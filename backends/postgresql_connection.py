@@ -60,7 +60,7 @@ class Session:
             except BaseException as error:
                 self._roll_back(conn)
                 if isinstance(error, psycopg.errors.InsufficientPrivilege):
-                    raise OutboxInvalid(f"{meaning(error, self.at)}: {self.advice(conn)}") from error
+                    raise self._denied(error, conn) from error
                 raise
 
     @contextmanager
@@ -75,13 +75,17 @@ class Session:
                     raise self._unknown(error) from error
                 raise
             except psycopg.errors.InsufficientPrivilege as error:
-                raise OutboxInvalid(f"{meaning(error, self.at)}: {self.advice(conn)}") from error
+                raise self._denied(error, conn) from error
 
     @contextmanager
     def connected(self) -> Iterator[psycopg.Connection[Row]]:
         """Give the connection for statements that only read, outside of any transaction."""
         with self.mutex, translated(self.at):
-            yield self._checked()
+            conn = self._checked()
+            try:
+                yield conn
+            except psycopg.errors.InsufficientPrivilege as error:
+                raise self._denied(error, conn) from error
 
     def advice(self, conn: psycopg.Connection[Row]) -> str:
         """Return what to do where a right is missing."""
@@ -133,6 +137,9 @@ class Session:
             f"the connection to {self.at} was lost during a commit, and whether that was made is not known "
             f"({said(error)}): run again"
         )
+
+    def _denied(self, error: psycopg.Error, conn: psycopg.Connection[Row]) -> OutboxInvalid:
+        return OutboxInvalid(f"{meaning(error, self.at)}: {self.advice(conn)}")
 
     def _checked(self) -> psycopg.Connection[Row]:
         """Return a connection that was not lost while it was idle: nothing that writes may be sent twice."""

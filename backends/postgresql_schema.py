@@ -83,15 +83,15 @@ def prepare(session: Session, tables: Tables, *, create: bool) -> None:
 
 def missing_rights(conn: psycopg.Connection[Row], tables: Tables) -> str:
     """Return what a user lacks to work with the tables, as the statements that grant it."""
-    schema, user = tables.schema, conn.info.user
     grants = []
     row = conn.execute(
-        "SELECT has_schema_privilege(oid, 'USAGE'), has_schema_privilege(oid, 'CREATE') FROM pg_namespace "
-        "WHERE nspname = %s",
-        [schema],
+        "SELECT quote_ident(%s), quote_ident(current_user), has_schema_privilege(n.oid, 'USAGE'), "
+        "has_schema_privilege(n.oid, 'CREATE') FROM (SELECT) AS one LEFT JOIN pg_namespace AS n ON n.nspname = %s",
+        [tables.schema, tables.schema],
     ).fetchone()
-    uses, creates = row or (True, True)
-    if not uses:
+    assert row is not None  # noqa: S101 - one row, whether there is such a schema or not
+    schema, user, uses, creates = row
+    if uses is False:
         grants.append(f"GRANT USAGE ON SCHEMA {schema} TO {user}")
     found = 0
     for what, rights in _RIGHTS.items():
@@ -99,12 +99,12 @@ def missing_rights(conn: psycopg.Connection[Row], tables: Tables) -> str:
             "SELECT string_agg(r, ', ' ORDER BY r) FILTER (WHERE NOT has_table_privilege(c.oid, r)), count(*) "
             "FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace, "
             "unnest(string_to_array(%s, ', ')) AS r WHERE n.nspname = %s AND c.relname = %s",
-            [rights, schema, tables.names[what]],
+            [rights, tables.schema, tables.names[what]],
         ).fetchone()
         if lacking is not None:
             found += lacking[1]
             grants += [f"GRANT {lacking[0]} ON {schema}.{tables.names[what]} TO {user}"] if lacking[0] else []
-    if not found and not creates:
+    if not found and creates is False:
         grants.append(f"GRANT CREATE ON SCHEMA {schema} TO {user}")
     return "; ".join(grants) or f"the tables belong to another role than {user}, and only their owner can change them"
 
