@@ -54,7 +54,9 @@ def append_within(connection: object, tables: Tables, entries: Sequence[NewEntry
     """
     found = driver_connection(connection)
     if not isinstance(found, psycopg.Connection):
-        raise TypeError(f"append(connection=…) takes a connection {_TAKES}, not {kind_of(found)}: see docs/service.md")
+        raise TypeError(
+            f"append(connection=…) takes a connection {_TAKES}, not {kind_of(found)}: see docs/postgresql.md"
+        )
     _check(found)
     return append(found, tables, entries, now)
 
@@ -85,7 +87,7 @@ async def append_async(connection: object, tables: Tables, entries: Sequence[New
     else:
         raise TypeError(
             "append_async(connection=…) takes a connection of psycopg, asyncpg or SQLAlchemy's asyncio, "
-            f"not {kind_of(found)}: see docs/service.md"
+            f"not {kind_of(found)}: see docs/postgresql.md"
         )
     return len(entries)
 

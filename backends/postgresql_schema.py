@@ -184,7 +184,7 @@ def _check_lanes(conn: psycopg.Connection[Row], tables: Tables, at: str) -> None
     if lanes != tables.lanes:
         raise ConfigurationError(
             f"{at} has {lanes} {'lane' if lanes == 1 else 'lanes'}, not {tables.lanes}: open it with lanes={lanes}; "
-            "docs/service.md says how to change it"
+            "docs/postgresql.md says how to change it"
         )
 
 

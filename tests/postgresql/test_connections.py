@@ -246,7 +246,7 @@ def test_what_is_not_a_transaction_is_refused_with_what_to_give(place: Place) ->
         for given, message in (
             (AsyncSession(), r"AsyncSession has to be awaited: use append_async"),
             (connection.cursor(), "append_async one of psycopg, asyncpg or SQLAlchemy's asyncio, not a psycopg.Cursor"),
-            ("postgresql://", "not a builtins.str: see docs/service.md"),
+            ("postgresql://", "not a builtins.str: see docs/postgresql.md"),
         ):
             with pytest.raises(TypeError, match=message):
                 outbox.append([note("no")], connection=given)
