@@ -28,8 +28,8 @@ def dropped(url: URL) -> Iterator[Tables]:
     """Give names of tables next to those that a URL names, and drop them in the end."""
     schema = own_options(url).get("schema", "public")
     tables = Tables(schema, f"check_{uuid.uuid4().hex[:12]}")
-    with _connected(url, tables):  # a server that is down, or refuses us, shows here
-        pass
+    # What is wrong shows here, once: a server that is down or refuses us, a schema that is missing, or no right in it.
+    PostgresqlOutbox(url, schema=tables.schema, table=tables.table).close()
     try:
         yield tables
     finally:

@@ -24,6 +24,7 @@ Exit codes:
   65   all that was tested is kept; how it fails was not tested, as the plugin
        gives no way to make it fail
   70   a promise is broken
+  73   an outbox cannot be made next to this one
   75   it cannot be tested now
   78   bad configuration: unknown plugin, bad URL or option, no pytest
 """
