@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 
+from owm_outbox.plugins import open_outbox
+
 from support.commands import run
+from support.postgres import PostgresServer
 from support.postgres_outbox import Place, note
 
 pytestmark = pytest.mark.slow
@@ -16,6 +22,14 @@ _RELATIONS = """
     SELECT n.nspname, p.proname FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
     WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1, 2
 """
+
+
+@pytest.fixture
+def database(own_postgres: PostgresServer) -> str:
+    """Give the URL of an empty database."""
+    with own_postgres.client() as admin:
+        admin.execute("CREATE DATABASE shop")
+    return own_postgres.url().removesuffix("postgres") + "shop"
 
 
 # check
@@ -57,3 +71,54 @@ def test_a_check_where_no_tables_can_be_made_ends_with_one_line(own_place: Place
         assert (done.code, done.err) == (0, ""), done.out
         admin.execute(SQL("DROP SCHEMA {}").format(Identifier(schema)))  # fails if anything was left in it
         admin.execute(SQL("DROP OWNED BY {}; DROP ROLE {}").format(Identifier(role), Identifier(role)))
+
+
+# schema
+
+
+def test_the_printed_sql_makes_an_outbox(database: str, tmp_path: Path) -> None:
+    """Run by another tool, it makes an outbox that opens without making anything, and delivers."""
+    printed = run("owm-outbox", "schema", "postgresql", "--schema", "order", "--table", "shop")
+    assert (printed.code, printed.err) == (0, "")
+    url = f"{database}?schema=order&table=shop"
+    with psycopg.connect(database, autocommit=True) as client:
+        client.execute('CREATE SCHEMA "order"')
+        client.execute(printed.out.encode())
+        made = client.execute(_RELATIONS).fetchall()
+        with open_outbox(url, create=False) as outbox:
+            outbox.append([note("first"), note("second")])
+        done = run("owm-outbox", "drain", "--outbox", url, "--sink", f"jsonl:{tmp_path}/out")
+        assert (done.code, done.err) == (0, "")
+        assert ["first" in line for line in (tmp_path / "out").read_text().splitlines()] == [True, False]
+        assert client.execute(_RELATIONS).fetchall() == made
+        assert {schema for schema, _ in made} == {"order"}
+        assert all(name.startswith("shop_") for _, name in made)
+        assert run("owm-outbox", "status", "--outbox", database).code == 73
+
+
+def test_the_printed_sql_is_one_transaction(database: str) -> None:
+    """Where one table cannot be made, none is."""
+    printed = run("owm-outbox", "schema", "postgresql")
+    with psycopg.connect(database, autocommit=True) as client:
+        client.execute("CREATE TABLE outbox_state (name text)")
+        before = client.execute(_RELATIONS).fetchall()
+        with pytest.raises(psycopg.errors.DuplicateTable, match='"outbox_state" already exists'):
+            client.execute(printed.out.encode())
+        client.execute("ROLLBACK")
+        assert client.execute(_RELATIONS).fetchall() == before
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("sqlite",), "sqlite: this kind of outbox makes what it needs by itself; there is no SQL to print"),
+        (("postgresql", "--table", "Out box"), "table='Out box' is not a name for a PostgreSQL outbox"),
+        (("postgresql", "--schema", 'x"; DROP'), "schema='x\"; DROP' is not a name for a PostgreSQL outbox"),
+        (("postgres",), "did you mean 'postgresql'?"),
+    ],
+)
+def test_what_has_no_sql_is_refused(args: tuple[str, ...], says: str) -> None:
+    """A kind of outbox without tables, or a name that needs quotes, is 78 with a line, and prints nothing."""
+    done = run("owm-outbox", "schema", *args)
+    assert (done.code, done.out) == (78, "")
+    assert says in done.line
