@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Self
@@ -24,6 +24,7 @@ from owm_outbox import (
     NewEntry,
     OutboxInvalid,
     OutboxStats,
+    OutboxUnavailable,
     RunRecord,
     RunReport,
     StateStore,
@@ -297,7 +298,9 @@ class PostgresqlOutbox(TransactionalOutbox, DeadLetterStore):
 
     def stats(self) -> OutboxStats:
         """Return what the outbox holds."""
-        self._number()
+        # A standby and a full disk can be looked at as well; what has no position is counted all the same.
+        with suppress(OutboxUnavailable):
+            self._number()
         with self._db.snapshot() as conn:
             return stats_of(conn, self._tables, self._db.at)
 

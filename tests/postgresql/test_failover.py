@@ -104,12 +104,14 @@ def test_a_standby_takes_over(
 
 
 def test_a_standby_takes_no_writes(own_postgres: PostgresServer, standby: PostgresServer, tmp_path: Path) -> None:
-    """Opened on the standby alone, it is an outage with what to do; what is pending stays."""
-    with open_outbox(own_postgres.url()) as outbox:
+    """Opened on the standby alone, it is an outage with what to do; what is pending stays, and may be looked at."""
+    with open_outbox(own_postgres.url(options="-csynchronous_commit%3Dremote_apply")) as outbox:
         outbox.append([Note(uuid.uuid4(), "waits")])
     done = run("owm-outbox", "drain", "--outbox", standby.url(), "--sink", f"jsonl:{tmp_path}/out")
     assert done.code == 75
     assert "takes no writes now" in done.line
     assert "add target_session_attrs=read-write to the URL" in done.line
-    status = run("owm-outbox", "status", "--json", "--outbox", own_postgres.url())
-    assert json.loads(status.out)["pending"] == 1
+    for server in (standby, own_postgres):
+        status = run("owm-outbox", "status", "--json", "--outbox", server.url())
+        assert (status.code, status.err) == (0, "")
+        assert json.loads(status.out)["pending"] == 1
