@@ -107,10 +107,14 @@ def test_a_standby_takes_no_writes(own_postgres: PostgresServer, standby: Postgr
     """Opened on the standby alone, it is an outage with what to do; what is pending stays, and may be looked at."""
     with open_outbox(own_postgres.url(options="-csynchronous_commit%3Dremote_apply")) as outbox:
         outbox.append([Note(uuid.uuid4(), "waits")])
-    done = run("owm-outbox", "drain", "--outbox", standby.url(), "--sink", f"jsonl:{tmp_path}/out")
-    assert done.code == 75
-    assert "takes no writes now" in done.line
-    assert "add target_session_attrs=read-write to the URL" in done.line
+    for command in (
+        ("drain", "--outbox", standby.url(), "--sink", f"jsonl:{tmp_path}/out"),
+        ("check", "outbox", standby.url()),
+    ):
+        done = run("owm-outbox", *command)
+        assert (done.code, done.out) == (75, "")
+        assert "takes no writes now" in done.line
+        assert "add target_session_attrs=read-write to the URL" in done.line
     for server in (standby, own_postgres):
         status = run("owm-outbox", "status", "--json", "--outbox", server.url())
         assert (status.code, status.err) == (0, "")
