@@ -109,6 +109,8 @@ class _Stdout:
         self._file.close()
 
     def _wait_for_reader(self) -> None:
-        while not select.select([], [self._file], [], _PATIENCE)[1]:
+        poll = select.poll()
+        poll.register(self._file, select.POLLOUT)
+        while not poll.poll(_PATIENCE * 1000):
             if not pause(0):
                 raise SinkUnavailable(f"the reader of stdout took nothing for {_PATIENCE:.0f} s")

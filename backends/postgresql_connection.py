@@ -15,7 +15,7 @@ from owm_outbox import OutboxInvalid, OutboxUnavailable
 
 from .postgresql_errors import meaning, refusal, said, translated
 
-__all__ = ["OLDEST", "Row", "Session"]
+__all__ = ["OLDEST", "Row", "Session", "readable"]
 
 log = logging.getLogger("owm_outbox.postgresql")
 
@@ -30,6 +30,16 @@ _BEGIN = (
     "BEGIN ISOLATION LEVEL {isolation}; SET LOCAL synchronous_commit = {durability}; "
     "SET LOCAL lock_timeout = '4s'; SET LOCAL idle_in_transaction_session_timeout = '20s'"
 )
+
+
+def readable(fd: int, seconds: float) -> bool:
+    """Wait this long for something to read; return whether there is, be it that another thread closed it.
+
+    Not by ``select``, which takes no descriptor from 1,024 on, and raises for one that was closed.
+    """
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 class Session:
@@ -144,7 +154,7 @@ class Session:
     def _checked(self) -> psycopg.Connection[Row]:
         """Return a connection that was not lost while it was idle: nothing that writes may be sent twice."""
         conn = self._open()
-        if select.select([conn.fileno()], [], [], 0)[0]:  # the server said something unasked, at most that it ends
+        if readable(conn.fileno(), 0):  # the server said something unasked, at most that it ends
             try:
                 conn.execute("SELECT 1")
             except psycopg.OperationalError:

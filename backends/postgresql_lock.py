@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ import psycopg
 from owm_outbox import ConfigurationError, OutboxLocked, OutboxUnavailable, OwmOutboxError, Stop
 
 from .postgresql_address import Tables
-from .postgresql_connection import Row, Session
+from .postgresql_connection import Row, Session, readable
 from .postgresql_errors import translated
 
 __all__ = ["LaneLock", "keep_alive"]
@@ -86,11 +85,8 @@ class LaneLock(Session):
         with self.connected() as conn:
             # Refused while an append is under way that took us to be awake: then the time decides when to look again.
             asleep = _one(conn, "SELECT pg_try_advisory_lock(%s)", key)
-            if (
-                asleep
-                and conn.execute(
-                    self._tables.sql("SELECT FROM {incoming} WHERE lane = %s LIMIT 1"), [self._tables.lane]
-                ).fetchone()
+            if asleep and _one(
+                conn, self._tables.sql("SELECT 1 FROM {incoming} WHERE lane = %s LIMIT 1"), self._tables.lane
             ):
                 seconds = 0  # committed since we looked, and notified nobody
         try:
@@ -108,7 +104,7 @@ class LaneLock(Session):
                 for _ in conn.notifies(timeout=0, stop_after=1):
                     return
             # Not while the connection is ours: whoever asks how the outbox stands shall not wait for it.
-            select.select([socket], [], [], min(left, _SLICE))
+            readable(socket, min(left, _SLICE))
 
     def lost(self, why: str) -> OutboxLocked | OutboxUnavailable:
         """Note that the lock is not held any more, and return the error that ends the relay."""

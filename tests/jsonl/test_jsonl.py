@@ -17,6 +17,8 @@ from owm_outbox.sink import pausing_with
 from owm_outbox_backends import jsonl
 from owm_outbox_backends.jsonl import JsonLinesSink
 
+from support.descriptors import many_open_files
+
 
 def batch(count: int, size: int = 20) -> Batch:
     """Make a batch of lines, each with its number."""
@@ -51,6 +53,14 @@ def pipe() -> Iterator[tuple[int, int]]:
             os.close(end)
         except OSError:
             continue
+
+
+def test_a_process_with_many_open_files(pipe: tuple[int, int]) -> None:
+    """Our own descriptor of stdout may be one that ``select`` does not take."""
+    read, write = pipe
+    with stdout_as(write), many_open_files(), JsonLinesSink("-") as sink:
+        sink.send(batch(2))
+    assert os.read(read, 1000).splitlines() == lines(batch(2))
 
 
 def test_stdout_gets_whole_lines(tmp_path: Path) -> None:

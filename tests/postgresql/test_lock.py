@@ -15,7 +15,9 @@ import pytest
 from owm_outbox import Mark, OutboxLocked, OutboxRelay, OutboxUnavailable, OwmOutboxError, Stop
 from owm_outbox_backends.jsonl import JsonLinesSink
 from owm_outbox_backends.postgresql import PostgresqlOutbox
+from owm_outbox_backends.postgresql_connection import readable as wait_for
 
+from support.descriptors import many_open_files
 from support.postgres_outbox import Place, note, report_of
 
 END_THE_LOCK = """
@@ -233,3 +235,47 @@ def test_a_relay_that_was_stopped_loses_the_lock(place: Place) -> None:
         os.waitpid(child, 0)
         os.close(said)
         os.close(says)
+
+
+def test_a_connection_that_is_closed_while_it_is_waited_on_is_a_lost_lock(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sign of life finds the connection dead, and closes it, just before the relay waits for it."""
+    waited: list[bool] = []
+
+    def readable(fd: int, seconds: float) -> bool:
+        _end_the_lock(place, outbox)
+        assert outbox._db.lock is not None
+        with pytest.raises(OwmOutboxError), outbox._db.lock.connected() as conn:
+            conn.execute("SELECT 1")
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+        waited.append(wait_for(fd, seconds))
+        return waited[-1]
+
+    monkeypatch.setattr("owm_outbox_backends.postgresql_lock.readable", readable)
+    lost = pytest.raises(OutboxLocked, match="the connection that held the lock was lost")
+    with place.open() as outbox, outbox.lock(), lost:
+        outbox.wait(30, Stop())
+    assert waited == [True]
+
+
+def test_what_was_committed_just_before_the_wait_ends_it(place: Place) -> None:
+    """The append notified nobody, as the relay was awake; nor does it have to wait for the next look."""
+    with place.open() as outbox, outbox.lock():
+        assert outbox.read(0, 10) == []
+        outbox.append([note("in time")])
+        began = time.monotonic()
+        outbox.wait(30, Stop())
+        assert time.monotonic() - began < 15
+
+
+def test_a_process_with_many_open_files(place: Place) -> None:
+    """An application's own server has thousands of connections."""
+    with many_open_files(), place.open() as outbox, outbox.lock():
+        outbox.append([note("first")])
+        outbox.wait(0.01, Stop())
+        assert [entry.position for entry in outbox.read(0, 10)] == [1]
+        outbox.append([note("second")])
+        outbox.wait(10, Stop())
+        assert len(outbox.read(0, 10)) == 2
