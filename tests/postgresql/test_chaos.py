@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from owm_outbox.plugins import open_outbox
-from owm_outbox_backends.postgresql_address import Tables
+from owm_outbox_backends.postgresql.address import Tables
 
 from support import postgres_shop
 from support.commands import environment, start

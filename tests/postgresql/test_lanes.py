@@ -12,8 +12,7 @@ import pytest
 from owm_outbox import Attendance, ConfigurationError, LaneRelay, Outbox, OutboxLocked, OutboxUnavailable, lane_of
 from owm_outbox.plugins import open_outbox
 from owm_outbox_backends.jsonl import JsonLinesSink
-from owm_outbox_backends.postgresql import PostgresqlOutbox
-from owm_outbox_backends.postgresql_lanes import PostgresqlLanes
+from owm_outbox_backends.postgresql import PostgresqlLanes, PostgresqlOutbox
 
 from support.commands import run
 from support.postgres_outbox import Note, Place, note

@@ -15,7 +15,7 @@ import pytest
 from owm_outbox import Mark, OutboxLocked, OutboxRelay, OutboxUnavailable, OwmOutboxError, Stop
 from owm_outbox_backends.jsonl import JsonLinesSink
 from owm_outbox_backends.postgresql import PostgresqlOutbox
-from owm_outbox_backends.postgresql_connection import readable as wait_for
+from owm_outbox_backends.postgresql.connection import readable as wait_for
 
 from support.descriptors import many_open_files
 from support.postgres_outbox import Place, note, report_of
@@ -253,7 +253,7 @@ def test_a_connection_that_is_closed_while_it_is_waited_on_is_a_lost_lock(
         waited.append(wait_for(fd, seconds))
         return waited[-1]
 
-    monkeypatch.setattr("owm_outbox_backends.postgresql_lock.readable", readable)
+    monkeypatch.setattr("owm_outbox_backends.postgresql.lock.readable", readable)
     lost = pytest.raises(OutboxLocked, match="the connection that held the lock was lost")
     with place.open() as outbox, outbox.lock(), lost:
         outbox.wait(30, Stop())

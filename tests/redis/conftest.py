@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from owm_outbox_backends.redis_stream import MARK_SCRIPT, SEND_SCRIPT
+from owm_outbox_backends.redis_stream.sink import MARK_SCRIPT, SEND_SCRIPT
 
 from support.producer import Producer
 from support.proxy import FaultProxy

@@ -12,8 +12,8 @@ import redis
 
 from owm_outbox import URL, ConfigurationError, OutboxRelay, RunIncomplete, SinkUnavailable, Stop, Stopped
 from owm_outbox.sink import pausing_with
-from owm_outbox_backends.redis_connection import connect
-from owm_outbox_backends.redis_stream import RedisStreamSink, marks_key
+from owm_outbox_backends.redis_stream.connection import connect
+from owm_outbox_backends.redis_stream.sink import RedisStreamSink, marks_key
 from owm_outbox_backends.sqlite import SqliteOutbox
 
 from support.producer import BATCH, After, Producer

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from owm_outbox import Batch, ConfigurationError, Entry, Mark, MarkConflict
-from owm_outbox_backends.redis_stream import RedisStreamSink, marks_key
+from owm_outbox_backends.redis_stream.sink import RedisStreamSink, marks_key
 from owm_outbox_backends.sqlite import SqliteOutbox
 
 from support.producer import BATCH, BATCHES, COUNT, After, Producer

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from owm_outbox import URL, RunReport
-from owm_outbox_backends.postgresql import PostgresqlOutbox
-from owm_outbox_backends.postgresql_address import Tables
-from owm_outbox_backends.postgresql_lanes import PostgresqlLanes
-from owm_outbox_backends.postgresql_scratch import failing, within
+from owm_outbox_backends.postgresql import PostgresqlLanes, PostgresqlOutbox
+from owm_outbox_backends.postgresql.address import Tables
+from owm_outbox_backends.postgresql.scratch import failing, within
 
 from support.postgres import PostgresServer
 

@@ -12,10 +12,10 @@ import psycopg
 
 from owm_outbox import Mark, OutboxInvalid, StateStore
 
-from .postgresql_address import Tables
-from .postgresql_connection import Row, Session
-from .postgresql_lock import LaneLock
-from .postgresql_schema import missing_rights, prepare
+from .address import Tables
+from .connection import Row, Session
+from .lock import LaneLock
+from .schema import missing_rights, prepare
 
 __all__ = ["Database", "Lane", "LaneState"]
 

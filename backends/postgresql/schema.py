@@ -1,4 +1,4 @@
-"""The tables of a PostgresqlOutbox, by versioned migrations: the files ``postgresql_001.sql`` and so on."""
+"""The tables of a PostgresqlOutbox, by versioned migrations: the files ``001.sql`` and so on."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import psycopg
 
 from owm_outbox import ConfigurationError, OutboxInvalid
 
-from .postgresql_address import LANE_BITS, Tables
-from .postgresql_connection import Row, Session
+from .address import LANE_BITS, Tables
+from .connection import Row, Session
 
 __all__ = ["VERSION", "missing_rights", "prepare", "schema_sql"]
 
@@ -113,7 +113,7 @@ def missing_rights(conn: psycopg.Connection[Row], tables: Tables) -> str:
 
 
 def _migration(tables: Tables, number: int) -> bytes:
-    text = resources.files(__package__).joinpath(f"postgresql_{number:03}.sql").read_text("utf-8")
+    text = resources.files(__package__).joinpath(f"{number:03}.sql").read_text("utf-8")
     return tables.sql(cast(Any, text))  # of a file of ours
 
 

@@ -28,10 +28,10 @@ from owm_outbox import (
     Stored,
 )
 
-from .postgresql import PostgresqlOutbox
-from .postgresql_address import LANE_BITS, own_options
-from .postgresql_connection import Row
-from .postgresql_lock import keep_alive
+from .address import LANE_BITS, own_options
+from .connection import Row
+from .lock import keep_alive
+from .outbox import PostgresqlOutbox
 
 __all__ = ["PostgresqlLanes"]
 

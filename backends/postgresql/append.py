@@ -13,10 +13,10 @@ from psycopg.rows import tuple_row
 
 from owm_outbox import NewEntry, OutboxInvalid, async_driver_connection, driver_connection, kind_of, lane_of
 
-from .postgresql_address import Tables
-from .postgresql_connection import Row
-from .postgresql_errors import meaning_of_state
-from .postgresql_rows import columns
+from .address import Tables
+from .connection import Row
+from .errors import meaning_of_state
+from .rows import columns
 
 __all__ = ["append", "append_async", "append_within"]
 

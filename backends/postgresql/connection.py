@@ -13,7 +13,7 @@ import psycopg
 
 from owm_outbox import OutboxInvalid, OutboxUnavailable
 
-from .postgresql_errors import meaning, refusal, said, translated
+from .errors import meaning, refusal, said, translated
 
 __all__ = ["OLDEST", "Row", "Session", "readable"]
 

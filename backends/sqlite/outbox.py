@@ -35,11 +35,11 @@ from owm_outbox import (
     may_resume,
 )
 
-from .sqlite_connection import Database, FileState
-from .sqlite_file import absolute
-from .sqlite_letters import insert_letters, letters_after, reject_entry, retry_letter
-from .sqlite_rows import RUN_COLUMNS, acknowledged, aware, entry, insert, last_position, record, replace
-from .sqlite_transaction import insert_within, insert_within_async
+from .connection import Database, FileState
+from .file import absolute
+from .letters import insert_letters, letters_after, reject_entry, retry_letter
+from .rows import RUN_COLUMNS, acknowledged, aware, entry, insert, last_position, record, replace
+from .transaction import insert_within, insert_within_async
 
 __all__ = ["SqliteOutbox"]
 

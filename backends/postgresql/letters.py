@@ -8,10 +8,10 @@ import psycopg
 
 from owm_outbox import DeadLetter, NewEntry
 
-from .postgresql_address import Tables
-from .postgresql_connection import Row
-from .postgresql_lane import Lane
-from .postgresql_rows import columns, storable_text
+from .address import Tables
+from .connection import Row
+from .lane import Lane
+from .rows import columns, storable_text
 
 __all__ = ["insert_letters", "letters_after", "reject_entries", "retry_letters"]
 

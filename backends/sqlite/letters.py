@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from owm_outbox import DeadLetter, NewEntry
 
-from .sqlite_rows import aware, storable
+from .rows import aware, storable
 
 __all__ = ["insert_letters", "letters_after", "reject_entry", "retry_letter"]
 

@@ -11,13 +11,14 @@ import psycopg
 from psycopg.sql import SQL, Identifier, Literal
 
 from owm_outbox import URL
+from owm_outbox.testing import Storage
 
-from .postgresql import PostgresqlOutbox
-from .postgresql_address import Tables, conninfo_of, own_options
-from .postgresql_connection import Row
-from .postgresql_errors import refusal
+from .address import Tables, conninfo_of, own_options
+from .connection import Row
+from .errors import refusal
+from .outbox import PostgresqlOutbox
 
-__all__ = ["dropped", "failing", "within"]
+__all__ = ["dropped", "failing", "scratch", "within"]
 
 _WRITTEN = 7  # rows that are written before the failure
 _CHANGED = ("entries", "incoming", "positions", "runs", "lanes", "state")
@@ -84,3 +85,18 @@ def _connected(url: URL, tables: Tables) -> Iterator[psycopg.Connection[Row]]:
         raise refusal(error, str(tables)) from error
     with conn:
         yield conn
+
+
+@contextmanager
+def scratch(url: URL) -> Iterator[Storage]:
+    """Give tables of their own, next to those that ``postgresql://…?schema=…&table=…`` names."""
+
+    def opened() -> PostgresqlOutbox:
+        return PostgresqlOutbox(url, schema=tables.schema, table=tables.table)
+
+    with dropped(url) as tables:
+        yield Storage(
+            open=opened,
+            interrupt=lambda: failing(url, tables),
+            transaction=lambda: within(url, opened),
+        )

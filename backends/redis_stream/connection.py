@@ -26,7 +26,7 @@ from redis.retry import Retry
 
 from owm_outbox import URL, ConfigurationError, OwmOutboxError, SinkFull, SinkUnavailable, pause
 
-from .redis_tls import check_tls, other_protocol, refusal, tls_problem, unasked
+from .tls import check_tls, other_protocol, refusal, tls_problem, unasked
 
 __all__ = ["CLIENT_OPTIONS", "Backoff", "check", "connect", "meaning"]
 

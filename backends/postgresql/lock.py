@@ -12,9 +12,9 @@ import psycopg
 
 from owm_outbox import ConfigurationError, OutboxLocked, OutboxUnavailable, OwmOutboxError, Stop
 
-from .postgresql_address import Tables
-from .postgresql_connection import Row, Session, readable
-from .postgresql_errors import translated
+from .address import Tables
+from .connection import Row, Session, readable
+from .errors import translated
 
 __all__ = ["LaneLock", "keep_alive"]
 

@@ -1,5 +1,5 @@
 -- Takes a batch whole or nothing of it, and the mark with it: the one step that makes delivery exactly once. Follows
--- redis_held.lua. One call does a bounded amount of work, however long the stream is.
+-- held.lua. One call does a bounded amount of work, however long the stream is.
 --
 -- ARGV[2]  the mark that must be held, ARGV[3] the mark that the batch leaves
 -- ARGV[4]  run id, '-' for none

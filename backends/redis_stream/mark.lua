@@ -1,4 +1,4 @@
--- Tells which mark is held. Follows redis_held.lua.
+-- Tells which mark is held. Follows held.lua.
 --
 -- ARGV[2]  '1' to write what is stored without a change, so that replicas and the append-only file get it
 --

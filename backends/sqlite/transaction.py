@@ -11,7 +11,7 @@ from typing import Any
 
 from owm_outbox import NewEntry, OutboxInvalid, async_driver_connection, driver_connection, kind_of
 
-from .sqlite_rows import INSERT, new_rows
+from .rows import INSERT, new_rows
 
 __all__ = ["insert_within", "insert_within_async"]
 

@@ -24,8 +24,8 @@ from owm_outbox import (
     SinkUnavailable,
 )
 
-from .redis_connection import CLIENT_OPTIONS, Backoff, check, connect, meaning
-from .redis_rights import missing_rights
+from .connection import CLIENT_OPTIONS, Backoff, check, connect, meaning
+from .rights import missing_rights
 
 __all__ = ["MARK_SCRIPT", "OPTIONS", "SEND_SCRIPT", "RedisStreamSink", "marks_key"]
 
@@ -39,8 +39,8 @@ def _script(*names: str) -> str:
     return "\n".join(files(__package__).joinpath(name).read_text("utf-8") for name in names)
 
 
-MARK_SCRIPT = _script("redis_held.lua", "redis_mark.lua")
-SEND_SCRIPT = _script("redis_held.lua", "redis_stream.lua")
+MARK_SCRIPT = _script("held.lua", "mark.lua")
+SEND_SCRIPT = _script("held.lua", "send.lua")
 
 _Positive = Annotated[float, msgspec.Meta(gt=0)]
 OPTIONS: dict[str, Any] = {

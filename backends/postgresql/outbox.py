@@ -34,15 +34,15 @@ from owm_outbox import (
     may_resume,
 )
 
-from .postgresql_address import Tables, conninfo_of, own_options
-from .postgresql_append import append, append_async, append_within
-from .postgresql_connection import Row
-from .postgresql_errors import translated
-from .postgresql_lane import Database, Lane, LaneState
-from .postgresql_letters import insert_letters, letters_after, reject_entries, retry_letters
-from .postgresql_rows import SELECT_RUNS, clear, entry, insert, record, stats_of
-from .postgresql_rows import replace as replace_records
-from .postgresql_schema import schema_sql
+from .address import Tables, conninfo_of, own_options
+from .append import append, append_async, append_within
+from .connection import Row
+from .errors import translated
+from .lane import Database, Lane, LaneState
+from .letters import insert_letters, letters_after, reject_entries, retry_letters
+from .rows import SELECT_RUNS, clear, entry, insert, record, stats_of
+from .rows import replace as replace_records
+from .schema import schema_sql
 
 __all__ = ["PostgresqlOutbox"]
 

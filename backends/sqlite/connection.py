@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 from owm_outbox import OutboxInvalid, OutboxUnavailable, StateStore
 
-from .sqlite_file import DatabaseFile
-from .sqlite_schema import APPLICATION_ID, prepare
+from .file import DatabaseFile
+from .schema import APPLICATION_ID, prepare
 
 __all__ = ["Database", "FileState"]
 

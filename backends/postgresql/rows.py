@@ -21,9 +21,9 @@ from owm_outbox import (
     TaskError,
 )
 
-from .postgresql_address import Tables
-from .postgresql_connection import Row
-from .postgresql_lane import Lane
+from .address import Tables
+from .connection import Row
+from .lane import Lane
 
 __all__ = [
     "SELECT_RUNS",
