@@ -27,7 +27,7 @@ from owm_outbox.outbox import MAX_BYTES, RESUME_WITHIN, DeadLetterStore, Outbox,
 from owm_outbox.relay import OutboxRelay
 from owm_outbox.report import RunIncomplete, RunReport
 from owm_outbox.run import MemoryState, Run, RunRecord, StateStore
-from owm_outbox.sink import Sink, pause
+from owm_outbox.sink import Sink, pause, retried
 from owm_outbox.stop import Stop
 from owm_outbox.task import DeadLetter, InvalidRecord, encode, new_entries
 from owm_outbox.transactional import TransactionalOutbox
@@ -95,4 +95,5 @@ __all__ = [
     "may_resume",
     "new_entries",
     "pause",
+    "retried",
 ]

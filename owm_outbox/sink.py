@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Self
+from typing import Self, TypeVar
 
 from owm_outbox.entry import Batch
+from owm_outbox.errors import SinkUnavailable
 from owm_outbox.url import URL
 
-__all__ = ["Sink", "pause", "pausing_with"]
+__all__ = ["Sink", "pause", "pausing_with", "retried"]
+
+T = TypeVar("T")
 
 
 def _sleep(seconds: float) -> bool:
@@ -30,6 +34,27 @@ def pause(seconds: float) -> bool:
     not wait for the sink. Raise what the last attempt raised. Outside of a relay's call this is a plain sleep.
     """
     return _wait.get()(seconds)
+
+
+def retried(attempt: Callable[[], T], *, retries: int = 8, base: float = 1.0, cap: float = 10.0) -> T:
+    """Call ``attempt`` again after `SinkUnavailable`, for a sink whose client does not; return what it returns.
+
+    A send whose reply was lost may have been taken; repeated, it is refused with the batch's own mark, as it should be.
+
+    :param retries: attempts after the first one.
+    :param base: seconds before the first repetition; doubled with each, and shortened by up to a half at random.
+    :param cap: seconds, at most.
+    :raises SinkUnavailable: the last attempt's.
+    """
+    failures = 0
+    while True:
+        try:
+            return attempt()
+        except SinkUnavailable:
+            delay = min(base * 2**failures, cap) * random.uniform(0.5, 1)  # noqa: S311 - no secret
+            failures += 1
+            if failures > retries or not pause(delay):
+                raise
 
 
 @contextmanager

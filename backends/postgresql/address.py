@@ -19,7 +19,7 @@ from psycopg.sql import SQL, Composable, Identifier
 
 from owm_outbox import URL, ConfigurationError
 
-__all__ = ["LANE_BITS", "MOST_LANES", "Tables", "conninfo_of", "own_options"]
+__all__ = ["LANE_BITS", "MOST_LANES", "OUTBOX_OPTIONS", "Tables", "conninfo_of", "own_options", "place_of"]
 
 # Noticed within half a minute, from either side: a machine that was cut off, or a server that is not there any more.
 _DEFAULTS: Mapping[str, str | int] = {
@@ -33,30 +33,37 @@ MOST_LANES = 1024
 LANE_BITS = 40
 """Positions of lane n begin beyond ``n << 40``, so that no two lanes have one in common."""
 
-_OURS: dict[str, Any] = {"schema": str, "table": str, "lanes": Annotated[int, msgspec.Meta(ge=1, le=MOST_LANES)]}
+OUTBOX_OPTIONS: Mapping[str, Any] = {
+    "schema": str,
+    "table": str,
+    "lanes": Annotated[int, msgspec.Meta(ge=1, le=MOST_LANES)],
+}
+"""The options of an outbox's URL that are not libpq's, with their types."""
+
 _NAME = re.compile(r"[a-z_][a-z0-9_]*\Z")
 _LONGEST_TABLE = 45  # characters: with what we add to it, a name has 63 at most
 _LONGEST_SCHEMA = 63
 
 
-def own_options(url: URL) -> dict[str, Any]:
+def own_options(url: URL, ours: Mapping[str, Any] = OUTBOX_OPTIONS) -> dict[str, Any]:
     """Return the options of a URL that are not libpq's."""
-    given = url.options(**_OURS, **dict.fromkeys(_libpq_options(), str))
-    return {name: given[name] for name in _OURS if name in given}
+    given = url.options(**ours, **dict.fromkeys(_libpq_options(), str))
+    return {name: given[name] for name in ours if name in given}
 
 
-def conninfo_of(where: str | URL) -> dict[str, str | int]:
+def conninfo_of(where: str | URL, ours: Mapping[str, Any] = OUTBOX_OPTIONS) -> dict[str, str | int]:
     """Return what to connect with, as `psycopg.connect` takes it.
 
     :param where: a URL, or a connection string of libpq.
+    :param ours: the options of the URL that are not libpq's.
     :raises ConfigurationError: libpq does not understand it.
     """
     options: dict[str, str] = {}
     text = where
     if isinstance(where, URL):
         # libpq reads a query otherwise than a browser does: a + in it is a +.
-        given = where.options(**_OURS, **dict.fromkeys(_libpq_options(), str))
-        options = {name: value for name, value in given.items() if name not in _OURS}
+        given = where.options(**ours, **dict.fromkeys(_libpq_options(), str))
+        options = {name: value for name, value in given.items() if name not in ours}
         text = where.text.partition("?")[0]
     try:
         found = conninfo_to_dict(str(text), **options)
@@ -66,10 +73,22 @@ def conninfo_of(where: str | URL) -> dict[str, str | int]:
             f"{shown} is not an address that PostgreSQL's client understands: "
             "write postgresql://user:password@host:5432/database (in a password, / ? # @ % are %2F %3F %23 %40 %25)"
         ) from None
-    ours = {"application_name": f"owm_outbox on {socket.gethostname()[:40]} ({os.getpid()})"[:63]}
-    return {**_DEFAULTS, **ours, **{name: value for name, value in found.items() if value is not None}} | {
+    name = {"application_name": f"owm_outbox on {socket.gethostname()[:40]} ({os.getpid()})"[:63]}
+    return {**_DEFAULTS, **name, **{key: value for key, value in found.items() if value is not None}} | {
         "client_encoding": "UTF8"
     }
+
+
+def place_of(conninfo: Mapping[str, Any], tables: object) -> str:
+    """Return what messages call some tables: their name and their server, and no secret."""
+    if service := conninfo.get("service"):
+        where = f"service {service}"
+    else:
+        where = str(conninfo.get("host") or conninfo.get("hostaddr") or "the local server")
+        if port := conninfo.get("port"):
+            where += f":{port}"
+    database = conninfo.get("dbname")
+    return f"{tables} on {where}" + (f"/{database}" if database else "")
 
 
 def _libpq_options() -> list[str]:

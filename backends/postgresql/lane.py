@@ -12,7 +12,7 @@ import psycopg
 
 from owm_outbox import Mark, OutboxInvalid, StateStore
 
-from .address import Tables
+from .address import Tables, place_of
 from .connection import Row, Session
 from .lock import LaneLock
 from .schema import missing_rights, prepare
@@ -75,7 +75,7 @@ class Database:
         self.tables = tables
         self.now = now
         self._conninfo = conninfo
-        self.at = _name(conninfo, tables)
+        self.at = place_of(conninfo, tables)
         self.writer = _Session(conninfo, self.at, tables)
         self._lock: LaneLock | None = None
         try:
@@ -181,15 +181,3 @@ class LaneState(StateStore):
                 ),
                 [lane.tables.lane, name, value],
             )
-
-
-def _name(conninfo: Mapping[str, Any], tables: Tables) -> str:
-    """Return what messages call the outbox: its table and its server, and no secret."""
-    if service := conninfo.get("service"):
-        where = f"service {service}"
-    else:
-        where = str(conninfo.get("host") or conninfo.get("hostaddr") or "the local server")
-        if port := conninfo.get("port"):
-            where += f":{port}"
-    database = conninfo.get("dbname")
-    return f"{tables} on {where}" + (f"/{database}" if database else "")

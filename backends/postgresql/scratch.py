@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
-from psycopg.sql import SQL, Identifier, Literal
+from psycopg.sql import SQL, Identifier
 
 from owm_outbox import URL
 from owm_outbox.testing import Storage
@@ -16,11 +16,11 @@ from owm_outbox.testing import Storage
 from .address import Tables, conninfo_of, own_options
 from .connection import Row
 from .errors import refusal
+from .failures import refusing
 from .outbox import PostgresqlOutbox
 
 __all__ = ["dropped", "failing", "scratch", "within"]
 
-_WRITTEN = 7  # rows that are written before the failure
 _CHANGED = ("entries", "incoming", "positions", "runs", "lanes", "state")
 
 
@@ -41,33 +41,10 @@ def dropped(url: URL) -> Iterator[Tables]:
 
 @contextmanager
 def failing(url: URL, tables: Tables) -> Iterator[None]:
-    """Have the server refuse what is written after some rows, as where its disk is full."""
-    counter, function = (Identifier(tables.schema, f"{tables.table}_{what}") for what in ("written", "refuse"))
-    with _connected(url, tables) as conn:
-        conn.execute(SQL("CREATE SEQUENCE {}").format(counter))
-        conn.execute(
-            SQL(
-                "CREATE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-                "IF nextval(TG_ARGV[0]::regclass) > {} THEN "
-                "RAISE 'could not extend file: no space left on device' USING ERRCODE = 'disk_full'; END IF; "
-                "RETURN coalesce(NEW, OLD); END $$"
-            ).format(function, Literal(_WRITTEN))
-        )
-        for what in _CHANGED:
-            conn.execute(
-                SQL(
-                    "CREATE TRIGGER refuse BEFORE INSERT OR UPDATE OR DELETE ON {} FOR EACH ROW EXECUTE FUNCTION {}({})"
-                ).format(
-                    Identifier(tables.schema, tables.names[what]),
-                    function,
-                    Literal(f"{tables.schema}.{tables.table}_written"),
-                )
-            )
-        try:
-            yield
-        finally:
-            conn.execute(SQL("DROP FUNCTION {} CASCADE").format(function))
-            conn.execute(SQL("DROP SEQUENCE {}").format(counter))
+    """Have the server refuse what is written after some rows."""
+    names = [tables.names[what] for what in _CHANGED]
+    with _connected(url, tables) as conn, refusing(conn, tables.schema, tables.table, names):
+        yield
 
 
 @contextmanager

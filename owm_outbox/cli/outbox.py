@@ -58,22 +58,23 @@ def drain(
 
 
 @click.command("schema")
-@click.argument("outbox")
+@click.argument("scheme")
+@click.option("--sink", "of_sink", is_flag=True, help="Print those of a sink, not of an outbox.")
 @click.option("--schema", "in_schema", default="public", show_default=True, help="The schema to make the tables in.")
-@click.option("--table", default="outbox", show_default=True, help="What the names of the tables begin with.")
-def schema(*, outbox: str, in_schema: str, table: str) -> None:
-    """Print the SQL that makes the tables of an outbox, for tools that make tables themselves.
+@click.option("--table", help="What the names of the tables begin with.  [default: outbox, of a sink tasks]")
+def schema(*, scheme: str, of_sink: bool, in_schema: str, table: str | None) -> None:
+    """Print the SQL that makes the tables of an outbox, for tools that make tables themselves, or those of a sink.
 
-    OUTBOX is the scheme of its URL, such as postgresql.
+    SCHEME is that of its URL, such as postgresql.
     """
-    from owm_outbox.plugins import outbox_class
+    from owm_outbox.plugins import outbox_class, sink_class
 
-    make = getattr(outbox_class(outbox), "schema_sql", None)
+    what = "sink" if of_sink else "outbox"
+    make = getattr(sink_class(scheme) if of_sink else outbox_class(scheme), "schema_sql", None)
     if make is None:
-        raise ConfigurationError(
-            f"{outbox}: this kind of outbox makes what it needs by itself; there is no SQL to print"
-        )
-    write_data(make(schema=in_schema, table=table).rstrip())
+        raise ConfigurationError(f"{scheme}: this kind of {what} has no tables, or makes them itself: nothing to print")
+    options = {"schema": in_schema} if table is None else {"schema": in_schema, "table": table}
+    write_data(make(**options).rstrip())
 
 
 def _age(since: datetime | None) -> float | None:

@@ -8,6 +8,7 @@ import pytest
 
 from support.postgres import PostgresServer, postgres_binaries, postgres_running
 from support.postgres_outbox import Place, place_on
+from support.postgres_table import Table, table_on
 
 BINARIES = postgres_binaries()
 
@@ -30,6 +31,13 @@ def place(postgres: PostgresServer) -> Iterator[Place]:
     """Give tables of the test's own; each test that asks for it runs once on each version."""
     with place_on(postgres) as place:
         yield place
+
+
+@pytest.fixture
+def table(postgres: PostgresServer) -> Iterator[Table]:
+    """Give tables of a sink; each test that asks for it runs once on each version."""
+    with table_on(postgres) as table:
+        yield table
 
 
 @pytest.fixture

@@ -96,6 +96,22 @@ def test_the_printed_sql_makes_an_outbox(database: str, tmp_path: Path) -> None:
         assert run("owm-outbox", "status", "--outbox", database).code == 73
 
 
+def test_the_printed_sql_makes_a_sink(database: str) -> None:
+    """Run by another tool, it makes the tables that a sink delivers to, and that check finds nothing wrong with."""
+    printed = run("owm-outbox", "schema", "--sink", "postgresql", "--table", "jobs to do")
+    assert (printed.code, printed.err) == (0, "")
+    url = f"{database}?table=jobs+to+do"
+    refused = run("owm-outbox", "check", "sink", url)
+    assert (refused.code, refused.out) == (78, "")
+    assert "there is no table public.jobs to do: make both tables with what owm-outbox schema" in refused.line
+    with psycopg.connect(database, autocommit=True) as client:
+        client.execute(printed.out.encode())
+        made = client.execute(_RELATIONS).fetchall()
+        done = run("owm-outbox", "check", "sink", url, timeout=110)
+        assert (done.code, done.err) == (0, ""), done.out
+        assert client.execute(_RELATIONS).fetchall() == made
+
+
 def test_the_printed_sql_is_one_transaction(database: str) -> None:
     """Where one table cannot be made, none is."""
     printed = run("owm-outbox", "schema", "postgresql")
@@ -111,7 +127,9 @@ def test_the_printed_sql_is_one_transaction(database: str) -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (("sqlite",), "sqlite: this kind of outbox makes what it needs by itself; there is no SQL to print"),
+        (("sqlite",), "sqlite: this kind of outbox has no tables, or makes them itself: nothing to print"),
+        (("--sink", "redis"), "redis: this kind of sink has no tables, or makes them itself: nothing to print"),
+        (("--sink", "postgresql", "--table", "x" * 57), "is no name for a table: use 1 to 56 bytes"),
         (("postgresql", "--table", "Out box"), "table='Out box' is not a name for a PostgreSQL outbox"),
         (("postgresql", "--schema", 'x"; DROP'), "schema='x\"; DROP' is not a name for a PostgreSQL outbox"),
         (("postgres",), "did you mean 'postgresql'?"),

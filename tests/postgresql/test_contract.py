@@ -1,13 +1,15 @@
-"""PostgresqlOutbox keeps the contract of an outbox, on each version of the server."""
+"""PostgresqlOutbox and PostgresqlSink keep their contracts, on each version of the server."""
 
 from __future__ import annotations
 
 import pytest
 
-from owm_outbox.testing import Capabilities, OutboxContract, Storage
+from owm_outbox.testing import Capabilities, Destination, OutboxContract, SinkContract, Storage
+from owm_outbox_backends.postgresql.sink import PostgresqlSink
 
 from support.contract_kit.outboxes import Clock
 from support.postgres_outbox import Place
+from support.postgres_table import Table
 
 
 class TestPostgresqlOutbox(OutboxContract):
@@ -24,4 +26,22 @@ class TestPostgresqlOutbox(OutboxContract):
             interrupt=place.failing,
             transaction=place.begin,
             turn_clock=clock.turn,
+        )
+
+
+class TestPostgresqlSink(SinkContract):
+    """PostgresqlSink does all that the contract asks."""
+
+    capabilities = Capabilities(rejects=True, interruptible=True, remote=True, notices_loss=True)
+
+    @pytest.fixture
+    def destination(self, table: Table) -> Destination:
+        """Deliver to a table that nobody reads; have the server refuse what is written."""
+        return Destination(
+            open=table.open,
+            payloads=table.payloads,
+            poison=b'{"task_id": "\xff"}',
+            interrupt=table.failing,
+            unreachable=lambda: PostgresqlSink("host=127.0.0.1 port=1", table="tasks", retries=0),
+            lose=lambda: table.rows("TRUNCATE {t}"),
         )
