@@ -14,6 +14,7 @@ import psycopg
 from owm_outbox import OutboxInvalid, OutboxUnavailable
 
 from .errors import meaning, refusal, said, translated
+from .patience import Patience
 
 __all__ = ["OLDEST", "Row", "Session", "readable"]
 
@@ -55,6 +56,7 @@ class Session:
         self.mutex = threading.RLock()
         self._conninfo = conninfo
         self._conn: psycopg.Connection[Row] | None = None
+        self._patience = Patience()
         self._durability = "on"
         self._warns = warns
         self._closed = False
@@ -62,7 +64,7 @@ class Session:
     @contextmanager
     def transaction(self, isolation: str = "READ COMMITTED") -> Iterator[psycopg.Connection[Row]]:
         """Make one commit, which is on the server's disk once the block is left."""
-        with self.mutex, translated(self.at):
+        with self._alone():
             conn = self._begun(isolation)
             try:
                 yield conn
@@ -76,7 +78,7 @@ class Session:
     @contextmanager
     def statement(self) -> Iterator[psycopg.Connection[Row]]:
         """Give the connection for one statement that writes, and is a transaction of its own: one round trip."""
-        with self.mutex, translated(self.at):
+        with self._alone():
             conn = self._checked()
             try:
                 yield conn
@@ -90,7 +92,7 @@ class Session:
     @contextmanager
     def connected(self) -> Iterator[psycopg.Connection[Row]]:
         """Give the connection for statements that only read, outside of any transaction."""
-        with self.mutex, translated(self.at):
+        with self._alone():
             conn = self._checked()
             try:
                 yield conn
@@ -117,8 +119,15 @@ class Session:
         if conn is not None:
             with suppress(psycopg.Error):  # what matters is that it is closed, however that ends
                 conn.close()
+        self._patience.detach()
 
     # -- within
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let no other thread use the connection, wait for the server as long as makes sense, and raise our errors."""
+        with self.mutex, translated(self.at), self._patience.waiting():
+            yield
 
     def _begun(self, isolation: str) -> psycopg.Connection[Row]:
         conn = self._open()
@@ -186,6 +195,7 @@ class Session:
             conn: psycopg.Connection[Row] = psycopg.connect(**self._conninfo, autocommit=True)
         except psycopg.Error as error:
             raise refusal(error, self.at) from error
+        self._patience.attach(conn.fileno())
         try:
             self._durability = self._settled(conn)
         except BaseException:

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from psycopg.sql import SQL, Identifier
 
-from owm_outbox import ConfigurationError, OutboxInvalid, OutboxUnavailable, OwmOutboxError
+from owm_outbox import ConfigurationError, Mark, OutboxInvalid, OutboxLocked, OutboxUnavailable, OwmOutboxError, Stop
 from owm_outbox.plugins import open_outbox
 from owm_outbox_backends.postgresql import PostgresqlOutbox
+from owm_outbox_backends.postgresql.patience import Patience
 
 from support.postgres import PostgresServer
 from support.postgres_outbox import Place, note
+from support.proxy import FaultProxy, chunks
 from support.servers import free_port
 
 
@@ -301,3 +303,32 @@ def test_a_password_is_in_no_text(place: Place) -> None:
     """Neither the object nor what it says of itself has the password."""
     with place.open() as outbox:
         assert place.server.password not in f"{outbox!r} {vars(outbox)!r} {outbox._db.at}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("call", "kind", "says"),
+    [
+        (lambda outbox: outbox.append([note("x")]), OutboxUnavailable, "was lost during a commit, and whether that"),
+        (lambda outbox: outbox.read(0, 10), OutboxLocked, "that held the lock was lost"),
+        (lambda outbox: outbox.acknowledge(Mark("1 lease x")), OutboxLocked, "that held the lock was lost"),
+        (lambda outbox: outbox.stats(), OutboxLocked, "that held the lock was lost"),
+        (lambda outbox: outbox.wait(30, Stop()), OutboxUnavailable, "the connection to"),
+    ],
+    ids=["append", "read", "acknowledge", "stats", "wait"],
+)
+def test_a_server_that_does_not_answer_is_given_up(
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    call: Callable[[PostgresqlOutbox], object],
+    kind: type[OwmOutboxError],
+    says: str,
+) -> None:
+    """One whose machine is paused keeps its connections open, and answers nothing: the wait ends all the same."""
+    monkeypatch.setattr(Patience, "longest", 0.5)
+    with FaultProxy("127.0.0.1", place.server.port, framing=chunks) as proxy:
+        url = place.server.url().replace(f":{place.server.port}", f":{proxy.port}")
+        with PostgresqlOutbox(url, table=place.table) as outbox, outbox.lock():
+            hangs = proxy.lose_reply(then="hang")
+            refused(kind, says, lambda: call(outbox))
+            assert hangs.count == 1

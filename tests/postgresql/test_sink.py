@@ -21,6 +21,7 @@ from owm_outbox import (
 )
 from owm_outbox.plugins import open_sink
 from owm_outbox.sink import pausing_with
+from owm_outbox_backends.postgresql.patience import Patience
 
 from support.commands import run
 from support.ordeal import CITIES, Ordeal, check_once
@@ -278,3 +279,18 @@ def test_producer_and_server_are_killed(own_table: Table, tmp_path: Path) -> Non
 
     Ordeal(tmp_path / "tasks.db", own_table.url(), count).pass_through(10, {3: kill, 7: kill})
     check_once(own_table.payloads())
+
+
+@pytest.mark.slow
+def test_a_server_that_does_not_answer_is_given_up(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server whose machine is paused is an outage, not a wait without end; the commit that it made counts."""
+    monkeypatch.setattr(Patience, "longest", 0.5)
+    with FaultProxy("127.0.0.1", table.server.port, framing=chunks) as proxy:
+        url = table.url(retries=0).replace(f":{table.server.port}", f":{proxy.port}")
+        with open_sink(url) as sink:
+            assert sink.mark("box") == ""
+            hangs = proxy._add(Fault("reply", "hang", containing=b"COMMIT"))
+            with pytest.raises(SinkUnavailable, match="was lost during a commit"):
+                sink.send(ONE)
+            assert hangs.count == 1
+            assert sink.mark("box") == ONE.mark
