@@ -35,8 +35,7 @@ _MAX_CONFLICTS = 3  # in a row, without a batch that was taken: the sink contrad
 class Delivery:
     """Delivers what is in an outbox to a sink, for the length of one call of a relay, which holds the lock.
 
-    :param notify_delivered: called after the sink came to hold a batch.
-    :param notify_rejected: called after entries became dead letters.
+    :param tell: calls a method of the observers, by its name.
     :param clock: monotonic seconds.
     """
 
@@ -48,8 +47,7 @@ class Delivery:
         batch_size: int,
         wait_for_room: float,
         stop: Stop,
-        notify_delivered: Callable[[Batch], None],
-        notify_rejected: Callable[[Mapping[int, str]], None],
+        tell: Callable[..., None],
         clock: Callable[[], float],
     ) -> None:
         self._outbox = outbox
@@ -57,8 +55,7 @@ class Delivery:
         self._batch_size = batch_size
         self._wait_for_room = wait_for_room
         self._stop = stop
-        self._notify_delivered = notify_delivered
-        self._notify_rejected = notify_rejected
+        self._tell = tell
         self._clock = clock
 
         stats = outbox.stats()
@@ -66,7 +63,7 @@ class Delivery:
         self._in_step = False  # whether the sink was asked what it holds
         self._marks = True  # whether the sink can tell what it holds
         self._conflicts = 0
-        self._trimmed_before = sink.trimmed
+        self._trimmed_before = self._trimmed_told = sink.trimmed
         self._rest = _Rest(clock)
         self.run_id = next((run.id for run in stats.runs if run.state == "open"), "")
 
@@ -138,6 +135,7 @@ class Delivery:
                     if not said:  # once: a reader that is only slow makes room many times a second
                         log.info("waiting up to %.0f s for room: %s", left, error)
                     said = True
+                    self._tell("alive")
                     self._stop.wait(min(delay, left))
                     self._stop.check()
                     delay = min(2 * delay, 2.0)
@@ -162,7 +160,7 @@ class Delivery:
             mark = Mark.of(entries[-1], known.take_lease())
             batch = Batch(known.outbox_id, known.held, entries, mark, self.run_id)
             try:
-                self._call(wait, self._sink.send, batch)
+                self._send(wait, batch)
             except EntriesRejected as error:
                 self._reject(error.reasons, batch)
                 continue
@@ -180,15 +178,34 @@ class Delivery:
                 continue
             limit = self._batch_size
             self._conflicts = 0
+            known_again = known.redelivered
             known.taken(batch)
             taken += 1
             unacknowledged += 1
             if not self._marks or unacknowledged >= _ACKNOWLEDGE_EVERY:
                 self.acknowledge()
                 unacknowledged = 0
-            self._notify_delivered(batch)
+            self._tell_taken(batch, known.redelivered - known_again)
             self._stop.check()
         return taken
+
+    def _send(self, wait: Callable[[float], bool], batch: Batch) -> None:
+        began, problem = self._clock(), None
+        try:
+            self._call(wait, self._sink.send, batch)
+        except OwmOutboxError as error:
+            problem = error
+            raise
+        finally:
+            self._tell("batch_sent", batch, self._clock() - began, problem)
+
+    def _tell_taken(self, batch: Batch, again: int) -> None:
+        self._tell("batch_delivered", batch)
+        if again:
+            self._tell("entries_redelivered", again)
+        if trimmed := self._sink.trimmed - self._trimmed_told:
+            self._trimmed_told += trimmed
+            self._tell("entries_trimmed", trimmed)
 
     def _reject(self, reasons: Mapping[int, str], batch: Batch) -> None:
         known = {entry.position for entry in batch.entries}
@@ -200,7 +217,7 @@ class Delivery:
         self._outbox.reject(reasons)
         for position, reason in reasons.items():
             log.error("entry %d became a dead letter: %s", position, one_line(reason))
-        self._notify_rejected(reasons)
+        self._tell("entries_rejected", reasons)
 
     # -- agreeing with the sink on a mark
 
@@ -245,14 +262,19 @@ class Delivery:
     def _call(self, wait: Callable[[float], bool], method: Callable[[A], T], argument: A) -> T:
         """Call the sink. A stop that was asked for meanwhile counts more than whatever the sink raised."""
         self._stop.check()
+        self._tell("alive")
         try:
             with pausing_with(wait):
-                return method(argument)
-        except (SinkUnavailable, SinkFull):
+                result = method(argument)
+        except (SinkUnavailable, SinkFull) as error:
+            self._tell("sink_answered", error)
             self._stop.check()
             raise
+        self._tell("sink_answered", None)
+        return result
 
     def _pause(self, seconds: float) -> bool:
+        self._tell("alive")
         return not self._stop.wait(seconds)
 
 

@@ -36,6 +36,7 @@ class LaneRelay:
     :param wait_for_room: seconds to wait for room in a full sink before its lane tries again later.
     :param stop: ends ``drain`` between two commits once it is set, with `Stopped`.
     :param observers: returns those of a lane, by its number; they are called on its thread.
+    :param alive: called before each look at who attends; a relay that hangs no longer calls it.
     :param balance_every: seconds between two looks at who attends.
     """
 
@@ -48,6 +49,7 @@ class LaneRelay:
         wait_for_room: float = 60.0,
         stop: Stop | None = None,
         observers: Callable[[int], Sequence[Observer]] = lambda lane: (),
+        alive: Callable[[], object] = lambda: None,
         balance_every: float = _BALANCE_EVERY,
     ) -> None:
         self._outbox = outbox
@@ -56,6 +58,7 @@ class LaneRelay:
         self._wait_for_room = wait_for_room
         self._stop = stop
         self._observers = observers
+        self._alive = alive
         self._balance_every = balance_every
 
     def run_forever(self, stop: Stop | threading.Event, *, poll: float = 0.2) -> None:
@@ -71,6 +74,7 @@ class LaneRelay:
         level = logging.WARNING
         try:
             while not asked.is_set():
+                self._alive()
                 try:
                     with self._outbox.attend() as attendance:
                         level = logging.WARNING
@@ -94,6 +98,7 @@ class LaneRelay:
         self, held: dict[int, _LaneThread], attendance: Callable[[], Attendance], stop: Stop, poll: float
     ) -> None:
         while not stop.is_set():
+            self._alive()
             self._balance(held, attendance(), poll)
             stop.wait(self._balance_every)
 

@@ -87,7 +87,7 @@ class OutboxRelay:
             delivery = self._delivery(self._stop)
             delivery.send_ready()
             record = self._outbox.start_run(job.name, resume_within=resume_within)
-            run = Run.of(record, self._outbox.state, self._stop)
+            run = Run.of(record, self._outbox.state, self._stop, self._notify)
             delivery.run_id = run.id
             self._notify("run_started", run)
             extraction = Extraction(job, run)
@@ -130,12 +130,17 @@ class OutboxRelay:
         waiting = held = False
         delay = 1.0
         while not asked.is_set():
+            self._notify("alive")
             try:
                 with self._outbox.lock():
                     if waiting:
                         log.info("taking over: the outbox is free")
                     waiting, held, delay = False, True, 1.0
-                    self._serve(asked, poll)
+                    self._notify("lock_changed", True)
+                    try:
+                        self._serve(asked, poll)
+                    finally:
+                        self._notify("lock_changed", False)
             except Stopped:
                 break
             except OutboxLocked as error:
@@ -168,6 +173,7 @@ class OutboxRelay:
                 if failing_since is not None:
                     log.info("delivering again, after %.0f s of failures", self._clock() - failing_since)
                 delay, failing_since = 1.0, None
+                self._notify("alive")
                 self._outbox.wait(poll, stop)
             except OutboxLocked:
                 raise
@@ -175,6 +181,7 @@ class OutboxRelay:
                 log.warning("trying again in %.0f s: %s", delay, error)
                 delivery = None  # what it knew of the outbox may have changed
                 failing_since = self._clock() if failing_since is None else failing_since
+                self._notify("alive")
                 stop.wait(delay)
                 delay = min(2 * delay, _LONGEST_RETRY)
 
@@ -201,8 +208,7 @@ class OutboxRelay:
             batch_size=self._batch_size,
             wait_for_room=self._wait_for_room,
             stop=stop,
-            notify_delivered=lambda batch: self._notify("batch_delivered", batch),
-            notify_rejected=lambda reasons: self._notify("entries_rejected", reasons),
+            tell=self._notify,
             clock=self._clock,
         )
 

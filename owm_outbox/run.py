@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Self
@@ -86,6 +87,8 @@ class Run:
     :param id: a UUID as text; a resumed run keeps it, so its task ids stay the same too.
     :param state: where a job keeps small values that outlive the run.
     :param stop: a job that waits for something does so with ``run.stop.wait(seconds)``, so that a stop ends it.
+    :param tell: calls a method of the relay's observers, by its name, such as ``run.tell("breaker_changed", True)``; on
+        any thread.
     :param checkpoint: what the last committed page gave; ``None`` at the very start, and where all is read once more
         because a source had less than it said.
     :param extracted: distinct tasks stored so far, over all calls that worked on this run.
@@ -101,6 +104,7 @@ class Run:
     resumed: bool = False
     state: StateStore = field(default_factory=MemoryState)
     stop: Stop = field(default_factory=Stop)
+    tell: Callable[..., None] = lambda event, *args: None
     checkpoint: bytes | None = None
     extracted: int = 0
     duplicates: int = 0
@@ -113,7 +117,13 @@ class Run:
         self._namespace = hashlib.sha1(uuid.UUID(self.id).bytes, usedforsecurity=False)
 
     @classmethod
-    def of(cls, record: RunRecord, state: StateStore, stop: Stop) -> Self:
+    def of(
+        cls,
+        record: RunRecord,
+        state: StateStore,
+        stop: Stop,
+        tell: Callable[..., None] = lambda event, *args: None,
+    ) -> Self:
         """Make the live view of a stored run."""
         return cls(
             id=record.id,
@@ -122,6 +132,7 @@ class Run:
             resumed=record.resumed,
             state=state,
             stop=stop,
+            tell=tell,
             checkpoint=record.checkpoint,
             extracted=record.extracted,
             duplicates=record.duplicates,

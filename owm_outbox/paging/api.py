@@ -86,6 +86,7 @@ class PagedApi(Generic[R, T]):
         self._parse = parse
         self._task = task
         self._breaker: Breaker | None = None
+        self._tell: Callable[..., None] = lambda event, *args: None
         self._make_breaker = partial(Breaker, fail_max=fail_max, open_for=open_for)
         self._closing = threading.Event()
         self._retrying = tenacity.Retrying(
@@ -127,7 +128,9 @@ class PagedApi(Generic[R, T]):
         :raises Stopped: a stop was asked for.
         """
         url, options = redacted(self._url), self._options
-        self._breaker = self._make_breaker(run.state, self._url, options.api_token)
+        breaker = self._breaker = self._make_breaker(run.state, self._url, options.api_token)
+        self._tell = run.tell
+        run.tell("breaker_changed", breaker.is_open)
         plan = self._plan(run)
         group: _Group[T] = _Group()
         try:
@@ -151,6 +154,8 @@ class PagedApi(Generic[R, T]):
         except Exception:
             yield group.take(plan)
             raise
+        finally:
+            run.tell("breaker_changed", breaker.is_open)
         if plan.read_all and not run.accounted:
             log.warning("%s says that it has nothing at all", url)
         yield group.take(plan)
@@ -176,18 +181,23 @@ class PagedApi(Generic[R, T]):
         url, params = self._target(step)
         with self._limiter.slot():
             self._breaker.check()
+            began = time.monotonic()
             try:
                 answer = self._client.get(url, params)
                 try:
                     page = self._parse(answer.body)
                 except (ValueError, msgspec.MsgspecError, RecursionError) as error:
-                    raise RequestFailed(f"{answer.asked} gave no valid page ({error}): {answer.body[:60]!r}") from error
+                    raise RequestFailed(
+                        f"{answer.asked} gave no valid page ({error}): {answer.body[:60]!r}", status=200
+                    ) from error
             except RequestFailed as error:
+                self._tell("request_finished", time.monotonic() - began, error.status, True)
                 if error.status in (429, 503):
                     self._limiter.halve()
                 if not (step.beyond and error.status in _NO_SUCH_PAGE):
                     self._breaker.count(failed=True, reason=str(error))
                 raise
+            self._tell("request_finished", time.monotonic() - began, 200, False)
             self._breaker.count(failed=False)
             self._limiter.count_good()
         if isinstance(self._style, LinkHeader):

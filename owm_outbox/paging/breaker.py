@@ -82,6 +82,11 @@ class Breaker:
                 f"nothing is sent until {closes:%Y-%m-%d %H:%M:%S} UTC; run again then"
             )
 
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are kept back now."""
+        return self._is_open(self._saved)
+
     def count(self, *, failed: bool, reason: str = "") -> None:
         """Count the outcome of one request, unless it was sent before the breaker opened.
 
