@@ -6,7 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,7 +29,7 @@ from owm_outbox.url import URL
 __all__ = ["demo"]
 
 
-def demo(job: type[Job[Any]], ctx: click.Context, settings: Settings) -> Outcome:
+def demo(job: type[Job[Any]], ctx: click.Context, settings: Settings, observers: Iterable[Observer] = ()) -> Outcome:
     """Start what is missing, run the job, and show what it did. A stop ends it between these steps."""
     stop: Stop = ctx.obj
     first = _FirstTasks()
@@ -42,7 +42,7 @@ def demo(job: type[Job[Any]], ctx: click.Context, settings: Settings) -> Outcome
         if ctx.get_parameter_source("outbox") is ParameterSource.DEFAULT:
             settings = dataclasses.replace(settings, outbox=f"sqlite:///{found['folder']}/tasks.db")
         api_url = found["api"]
-        outcome = run_job(job(make_options(job, ctx, api_url=api_url)), settings, stop, [first])
+        outcome = run_job(job(make_options(job, ctx, api_url=api_url)), settings, stop, [first, *observers])
     if outcome.report is not None and not settings.as_json:
         _show(outcome.report, api_url, settings, first.payloads, embedded=embedded)
     return outcome

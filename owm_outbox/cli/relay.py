@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import ExitStack
 from typing import Any
 
 import click
 
 from owm_outbox.cli.job_scope import DeliveringCommand
+from owm_outbox.cli.monitors import look_at
 from owm_outbox.cli.options import FiniteRange
 from owm_outbox.cli.outcome import EXIT_CODES
 from owm_outbox.cli.relaying import LANE, make_lane_relay, make_relay
@@ -46,9 +48,26 @@ class _Relay(DeliveringCommand):
     allow_from_autoenv=False,
     help="Seconds between two looks at an outbox that had nothing new, or that another relay holds.",
 )
+@click.option(
+    "--http",
+    metavar="HOST:PORT",
+    show_envvar=True,
+    help="Serve /metrics, /healthz and /readyz there, such as 127.0.0.1:9108 (extra: metrics).",
+)
+@click.option("--http-token", metavar="TOKEN", show_envvar=True, help="Ask for this bearer token, or password, there.")
 @click.pass_obj
 def relay(
-    stop: Stop, /, *, poll: float, outbox: str, sink: str, batch_size: int, wait_for_room: float, **_: Any
+    stop: Stop,
+    /,
+    *,
+    poll: float,
+    http: str | None,
+    http_token: str | None,
+    outbox: str,
+    sink: str,
+    batch_size: int,
+    wait_for_room: float,
+    **_: Any,
 ) -> None:
     """Deliver what anybody appends, until SIGTERM or SIGINT.
 
@@ -56,6 +75,7 @@ def relay(
     the sink, {lane} is the number of one, if each is to have a stream of its own. It waits for a sink that is down or
     full, and ends only for what waiting does not fix. An outbox that does not exist is made, with a warning.
     """
+    from owm_outbox.operations.service import Operations
     from owm_outbox.plugins import open_sink
 
     settings = Settings(outbox=outbox, sink=sink, batch_size=batch_size, wait_for_room=wait_for_room)
@@ -64,12 +84,23 @@ def relay(
         # The sink first: it may be misspelt, and creates nothing.
         to = stack.enter_context(open_sink(settings.sink.replace(LANE, "0")))
         opened = stack.enter_context(_open_or_make(settings.outbox))
+        operations = Operations(lambda: look_at(outbox), http=http, token=http_token, systemd=_systemd())
+        shown = stack.enter_context(operations)
         log.info("relaying from %s to %s", URL(settings.outbox), URL(settings.sink))
         if isinstance(opened, LanedOutbox) and opened.lanes > 1:
-            make_lane_relay(opened, settings, stop).run_forever(stop, poll=poll)
+            alive = shown.health.pulse("lanes").alive
+            lanes = make_lane_relay(opened, settings, stop, lambda lane: shown.observers(f"lane {lane}"), alive)
+            lanes.run_forever(stop, poll=poll)
         else:
-            make_relay(stack, opened, to, settings, stop).run_forever(stop, poll=poll, stand_by=True)
+            one = make_relay(stack, opened, to, settings, stop, shown.observers("relay"))
+            one.run_forever(stop, poll=poll, stand_by=True)
     stop.check()
+
+
+def _systemd() -> tuple[str, str | None] | None:
+    """Return what systemd says to a service of its type ``notify``."""
+    socket = os.environ.get("NOTIFY_SOCKET")
+    return (socket, os.environ.get("WATCHDOG_USEC")) if socket else None
 
 
 def _open_or_make(url: str) -> Outbox:

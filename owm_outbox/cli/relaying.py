@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -56,7 +56,13 @@ def make_relay(
     )
 
 
-def make_lane_relay(outbox: LanedOutbox, settings: Settings, stop: Stop) -> LaneRelay:
+def make_lane_relay(
+    outbox: LanedOutbox,
+    settings: Settings,
+    stop: Stop,
+    observers: Callable[[int], Iterable[Observer]] = lambda lane: (),
+    alive: Callable[[], object] = lambda: None,
+) -> LaneRelay:
     """Return a relay for an outbox with lanes; in the sink's URL, ``{lane}`` is the number of one."""
     from owm_outbox.cli.progress import ProgressLog
     from owm_outbox.plugins import open_sink
@@ -67,7 +73,8 @@ def make_lane_relay(outbox: LanedOutbox, settings: Settings, stop: Stop) -> Lane
         batch_size=settings.batch_size,
         wait_for_room=settings.wait_for_room,
         stop=stop,
-        observers=lambda lane: [ProgressLog()],
+        observers=lambda lane: [ProgressLog(), *observers(lane)],
+        alive=alive,
     )
 
 

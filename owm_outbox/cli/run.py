@@ -14,6 +14,7 @@ from owm_outbox import __version__
 from owm_outbox.cli.config_file import config_param
 from owm_outbox.cli.job_scope import JobScopedCommand, listen, use_config
 from owm_outbox.cli.logs import log_params
+from owm_outbox.cli.monitors import Monitors
 from owm_outbox.cli.options import make_options, prefix, secrets
 from owm_outbox.cli.outcome import EXIT_CODES, Outcome
 from owm_outbox.cli.relaying import run_job
@@ -69,11 +70,14 @@ class JobCommand(JobScopedCommand):
             resume_within=timedelta(0) if values["fresh"] else timedelta(seconds=values["resume_within"]),
             as_json=values["as_json"],
         )
-        if values.get("demo"):
-            from owm_outbox.cli.demo import demo
+        outbox = None if values.get("demo") else settings.outbox
+        with Monitors(self._job_name, outbox, metrics_file=values["metrics_file"], ping=values["ping"]) as monitors:
+            if values.get("demo"):
+                from owm_outbox.cli.demo import demo
 
-            return demo(self.job, ctx, settings)
-        return run_job(self.job(make_options(self.job, ctx)), settings, ctx.obj)
+                return monitors.ended(demo(self.job, ctx, settings, monitors.observers))
+            job = self.job(make_options(self.job, ctx))
+            return monitors.ended(run_job(job, settings, ctx.obj, monitors.observers))
 
     def _add_params(self) -> None:
         self.help = (self.job.__doc__ or "").strip().partition("\n\n")[0]

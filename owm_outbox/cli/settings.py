@@ -11,6 +11,7 @@ import click
 
 from owm_outbox.cli.config_file import Key
 from owm_outbox.cli.logs import log_params
+from owm_outbox.cli.monitors import monitor_params
 from owm_outbox.cli.options import FiniteRange, job_params, prefix, secrets
 from owm_outbox.errors import ConfigurationError
 from owm_outbox.job import Job
@@ -87,6 +88,7 @@ def run_params(job: type[Job[Any]]) -> list[click.Option]:
         ),
         switch("--fresh", text="Close an unfinished run, however young, and start a new one."),
         switch("--json", "as_json", text="Write the run report to stdout."),
+        *monitor_params(),
     ]
     own = job_params(job)
     taken = {"config", "version", "help", "job"}.union(*map(_names, [*ours, *log_params()]))
