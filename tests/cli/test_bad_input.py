@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 
 import click
@@ -17,6 +18,7 @@ NO_SCHEME = "has no scheme; write it as PLUGIN:…, such as sqlite:////tmp/tasks
 BAD_HOST = "is not a URL: its host or port is not valid (in a password, write / ? # @ as %2F %3F %23 %40)"
 BAD_ADDRESS = "is not an address: write it as http://host:port"
 API_URL = "Address of the API: http or https, without blanks or a query"
+SINKS = ", ".join(sorted(point.name for point in importlib.metadata.entry_points(group="owm_outbox.sinks")))
 API_LIMIT = "api_limit in fleet.toml: Invalid value for '--api-limit'"
 
 
@@ -25,7 +27,7 @@ API_LIMIT = "api_limit in fleet.toml: Invalid value for '--api-limit'"
     [
         (
             "nowhere://host",
-            "no sink named 'nowhere' is installed: known: jsonl, redis, rediss (see owm-outbox plugins)",
+            f"no sink named 'nowhere' is installed: known: {SINKS} (see owm-outbox plugins)",
         ),
         ("reddis://host:6379/0", "no sink named 'reddis' is installed: did you mean 'redis'? (see owm-outbox plugins)"),
         ("localhost", f"'localhost' {NO_SCHEME}"),
@@ -188,8 +190,8 @@ def test_a_variable_that_only_the_job_can_judge_is_named_too(tmp_path: Path) -> 
         (
             "[owm.more]\napi_limit = 3",
             "fleet.toml: unknown key 'more': known: api_limit, api_token, api_url, batch_size, ca_file, "
-            "client_cert, client_key, concurrency, first_page, json, log_format, log_level, outbox, request_timeout, "
-            "resume_within, retry_wait, second_pass, sink, wait_for_room",
+            "client_cert, client_key, concurrency, first_page, json, log_format, log_level, metrics_file, outbox, "
+            "ping, request_timeout, resume_within, retry_wait, second_pass, sink, wait_for_room",
         ),
         ("api_limit =", "fleet.toml is not valid TOML: Invalid value (at end of document)"),
         ("api_token = 'hunter2'", "fleet.toml: 'api_token' is a secret: set OWM_API_TOKEN instead"),
