@@ -78,7 +78,9 @@ class Agreement:
                 self.held = held
                 return
             case Standing.AHEAD:
-                log.info("the sink already holds entries up to position %d", held.position)
+                log.info(
+                    "the sink already holds entries up to position %d", held.position, extra={"held": held.position}
+                )
                 self._count_up_to(held.position)
             case Standing.BEHIND:
                 self._losses += 1
@@ -91,12 +93,14 @@ class Agreement:
         self.held, self.cursor = held, held.position
         self._high_water = max(self._high_water, known.position, held.position)
         if held.position < known.position:
+            pending = self._outbox.stats().pending
             log.warning(
                 "the sink holds position %d, but had held %d: it lost writes or is another one; "
                 "sending again what is still in the outbox, %d entries",
                 held.position,
                 known.position,
-                self._outbox.stats().pending,
+                pending,
+                extra={"held": held.position, "had_held": known.position, "pending": pending},
             )
         if self._losses > _MAX_LOSSES:
             self._losses = 0
@@ -123,6 +127,7 @@ class Agreement:
             held,
             self.outbox_id,
             pending,
+            extra={"pending": pending},
         )
 
     def _count(self, entries: Sequence[Entry]) -> None:

@@ -216,7 +216,8 @@ class Delivery:
             )
         self._outbox.reject(reasons)
         for position, reason in reasons.items():
-            log.error("entry %d became a dead letter: %s", position, one_line(reason))
+            fields = {"position": position, "reason": one_line(reason)}
+            log.error("entry %d became a dead letter: %s", position, fields["reason"], extra=fields)
         self._tell("entries_rejected", reasons)
 
     # -- agreeing with the sink on a mark

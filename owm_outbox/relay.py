@@ -155,7 +155,7 @@ class OutboxRelay:
                 asked.wait(poll)
             except TryAgainLater as error:
                 held = False
-                log.warning("trying again in %.0f s: %s", delay, error)
+                log.warning("trying again in %.0f s: %s", delay, error, extra={"seconds": delay})
                 asked.wait(delay)
                 delay = min(2 * delay, _LONGEST_RETRY)
         log.info("stopped; what is left stays in the outbox")
@@ -178,7 +178,7 @@ class OutboxRelay:
             except OutboxLocked:
                 raise
             except TryAgainLater as error:
-                log.warning("trying again in %.0f s: %s", delay, error)
+                log.warning("trying again in %.0f s: %s", delay, error, extra={"seconds": delay})
                 delivery = None  # what it knew of the outbox may have changed
                 failing_since = self._clock() if failing_since is None else failing_since
                 self._notify("alive")

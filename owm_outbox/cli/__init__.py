@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from owm_outbox.cli.completion import complete
-from owm_outbox.cli.logs import set_up_logging, write_line
+from owm_outbox.cli.logs import set_up_logging, write_left_out, write_line
 from owm_outbox.cli.outcome import Outcome
 from owm_outbox.cli.streams import forget_what_cannot_be_written, set_up_streams
 from owm_outbox.errors import ExitCode, OwmOutboxError, one_line
@@ -84,6 +84,7 @@ def _invoke(command: click.Command, name: str) -> NoReturn:
             f"a bug: {type(error).__name__}: {one_line(str(error))}. "
             "Nothing committed is lost; --log-level debug shows the traceback",
         )
+    write_left_out()
     if outcome.line:
         with suppress(OSError):  # a stderr that takes nothing does not change the outcome
             write_line(name, outcome)

@@ -9,12 +9,15 @@ from typing import Any, TextIO
 import click
 from click.core import ParameterSource
 
+from owm_outbox.cli.log_records import Context, RateLimit
 from owm_outbox.cli.outcome import Outcome
 from owm_outbox.errors import one_line, printable
 
-__all__ = ["are_json", "log_params", "set_up_logging", "write_line"]
+__all__ = ["are_json", "log_params", "set_up_logging", "write_left_out", "write_line"]
 
 log = logging.getLogger("owm_outbox")
+
+_limit = RateLimit()
 
 _FIRST_LEVEL = "warning"
 _LEVELS = ["debug", "info", "warning", "error"]
@@ -74,6 +77,12 @@ def are_json() -> bool:
     return any(isinstance(handler, _JsonHandler) for handler in logging.getLogger().handlers)
 
 
+def write_left_out() -> None:
+    """Say what was left out, because too many records were of one kind."""
+    for name, level, text in _limit.left_out():
+        logging.getLogger(name).log(level, "%s", text)
+
+
 def write_line(name: str, outcome: Outcome) -> None:
     """Write the line that a command ends with: as a log record where the logs are JSON."""
     line = f"{name}: {outcome.line}"
@@ -98,6 +107,8 @@ def _set_format(form: str) -> None:
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(_OneLineFormatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.addFilter(Context())
+    handler.addFilter(_limit)
     logging.getLogger().handlers[:] = [handler]
 
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
+import msgspec
+
 from owm_outbox.cli.outcome import count
 from owm_outbox.entry import Batch
 from owm_outbox.job import Page
@@ -108,6 +110,12 @@ class ProgressLog(Observer):
             self._delivered,
             rate,
             left,
+            extra={
+                "pages": self._pages,
+                "extracted": run.extracted,
+                "expected": run.expected,
+                "delivered": self._delivered,
+            },
         )
 
     def batch_delivered(self, batch: Batch) -> None:
@@ -125,4 +133,5 @@ class ProgressLog(Observer):
             report.rejected,
             report.pending,
             report.seconds,
+            extra=msgspec.structs.asdict(report),
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from owm_outbox.cli.log_records import RunInLogs
 from owm_outbox.cli.logs import are_json
 from owm_outbox.cli.outcome import Outcome, count
 from owm_outbox.cli.settings import Settings
@@ -52,7 +53,7 @@ def make_relay(
         batch_size=settings.batch_size,
         wait_for_room=settings.wait_for_room,
         stop=stop,
-        observers=[progress, *observers],
+        observers=[RunInLogs(), progress, *observers],
     )
 
 

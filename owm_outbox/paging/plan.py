@@ -244,7 +244,7 @@ class Plan:
             if failure.no_such_page and beyond:
                 progress.failed.remove(number)
                 return
-            log.error("page %d could not be fetched: %s", number, failure.reason)
+            log.error("page %d could not be fetched: %s", number, failure.reason, extra={"page": number})
             self._absent |= {number} if failure.no_such_page else set()
         elif failure.no_such_page and beyond:
             progress.next_page, progress.end_found = number + 1, True
@@ -253,7 +253,7 @@ class Plan:
             progress.next_page, progress.failed = self._first, []
             raise SourceUnavailable(f"{failure.reason}: nothing could be read; run again later")
         else:
-            log.warning("page %d is set aside: %s", number, failure.reason)
+            log.warning("page %d is set aside: %s", number, failure.reason, extra={"page": number})
             progress.failed.append(number)
             progress.next_page = number + 1
             progress.end_found = beyond and not progress.overrun  # until it is tried once more

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from owm_outbox.cli.log_records import RateLimit
 from owm_outbox.cli.weather import City
 
-from support.commands import run, start
+from support.commands import environment, run, start
 from support.servers import Server, free_port
 from support.streams import city_ids
 from support.weather import made_up, serving
@@ -138,6 +142,52 @@ def test_json_logs_are_json_to_the_last_line(args: tuple[str, ...], code: int, t
     records = [json.loads(line) for line in outcome.err.splitlines()]
     assert (records[-1]["exit_code"], records[-1]["levelname"]) == (code, "ERROR")
     assert records[-1]["message"].startswith("owm-producer: ")
+
+
+def test_json_logs_have_fields(tmp_path: Path) -> None:
+    """From the start of a run on, every line has its id; what a line counts is there as numbers of stable names."""
+    with serving(made_up(250)) as api:
+        args = ("--api-url", api.url, "--sink", f"jsonl:{tmp_path}/out", "--json", *OUTBOX)
+        done = run("owm-producer", *args, "--log-format", "json", "--log-level", "info", cwd=tmp_path)
+    assert done.code == 0
+    records = [json.loads(line) for line in done.err.splitlines()]
+    assert {record["run_id"] for record in records if "run" in record["message"]} == {done.report["run_id"]}
+    (last,) = [record for record in records if "is complete" in record["message"]]
+    assert {name: last[name] for name in done.report} == done.report
+
+
+def test_what_repeats_is_written_so_often_and_then_counted(tmp_path: Path) -> None:
+    """Of 300 lines of a kind, 50 are written, and one that says how many more there were; nothing else is left out."""
+    job = (
+        "import logging\n"
+        "from owm_outbox.cli import logs\n"
+        "logs.set_up_logging()\n"
+        "log = logging.getLogger('owm_outbox.delivery')\n"
+        "for n in range(300):\n"
+        "    log.error('entry %d became a dead letter: %s', n, 'why')\n"
+        "log.error('something else')\n"
+        "logs.write_left_out()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", job], capture_output=True, text=True, check=True, env=environment())
+    lines = [line.split(" ERROR ")[1] for line in done.stderr.splitlines()]
+    assert lines[:50] == [f"entry {n} became a dead letter: why" for n in range(50)]
+    assert lines[50:] == ["something else", "entry %d became a dead letter: %s: 250 more of this kind were left out"]
+
+
+def test_a_new_window_begins_anew() -> None:
+    """In the next minute the first record of a kind tells what was left out in the one before."""
+    now = 0.0
+    limit = RateLimit(most=2, seconds=60, clock=lambda: now)
+
+    def written(number: int) -> str | None:
+        record = logging.LogRecord("owm_outbox", logging.INFO, "", 0, "page %d", (number,), None)
+        return record.getMessage() if limit.filter(record) else None
+
+    assert [written(n) for n in range(5)] == ["page 0", "page 1", None, None, None]
+    now = 60.0
+    assert [written(5), written(6), written(7)] == ["page 5 (3 more of this kind were left out)", "page 6", None]
+    assert limit.left_out() == [("owm_outbox", logging.INFO, "page %d: 1 more of this kind were left out")]
+    assert limit.left_out() == []
 
 
 def test_json_logs_can_be_asked_for_in_the_environment(tmp_path: Path) -> None:
