@@ -62,7 +62,7 @@ class Server:
 
     def client(self) -> redis.Redis:
         """Return a client of its own."""
-        return redis.Redis(port=self.port, host="127.0.0.1", socket_timeout=10, protocol=2)
+        return redis.Redis(port=self.port, host="127.0.0.1", socket_timeout=60, protocol=2)
 
     def start(self, *options: str) -> None:
         """Start it and wait until it answers."""
