@@ -104,6 +104,11 @@ class URL:
 
     __repr__ = __str__
 
+    @property
+    def query(self) -> dict[str, str]:
+        """The options as text, whatever they are; of one that is given twice, the last."""
+        return dict(self._query)
+
     def options(self, **types: Any) -> dict[str, Any]:
         """Return the options that the URL gives, each converted to its type: ``url.options(loft=str, birds=int)``.
 

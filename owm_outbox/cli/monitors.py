@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from owm_outbox.operations.metrics import Metrics
     from owm_outbox.operations.ping import Ping
 
-__all__ = ["Monitors", "look_at", "monitor_params"]
+__all__ = ["Monitors", "look_at", "monitor_params", "telemetry", "traces_param"]
 
 log = logging.getLogger("owm_outbox")
 
@@ -41,7 +40,30 @@ def monitor_params() -> list[click.Option]:
             show_envvar=True,
             help="Tell a monitor of cron jobs: URL/start, then URL/EXIT-CODE with the report.",
         ),
+        traces_param(),
     ]
+
+
+def traces_param() -> click.Option:
+    """Return the option that asks for spans."""
+    return click.Option(
+        ["--traces"],
+        is_flag=True,
+        show_envvar=True,
+        help="Make spans by OpenTelemetry's API (extra: otel; the SDK is yours, as by opentelemetry-instrument).",
+    )
+
+
+def telemetry(sink: str) -> Observer:
+    """Return what makes spans.
+
+    :raises ConfigurationError: the extra is not installed.
+    """
+    try:
+        from owm_outbox.operations.telemetry import Telemetry, destination_of
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"traces need their extra: pip install 'owm_outbox[otel]' ({error})") from error
+    return Telemetry(*destination_of(sink))
 
 
 def look_at(url: str) -> OutboxStats:
@@ -57,20 +79,22 @@ class Monitors:
 
     :param job: its name.
     :param outbox: its URL; ``None`` for one that is gone by then.
+    :param sink: its URL, if spans are wanted.
     :raises ConfigurationError: an address is none, or an extra is not installed.
     """
 
-    def __init__(self, job: str, outbox: str | None, *, metrics_file: Path | None, ping: str | None) -> None:
+    def __init__(
+        self, job: str, outbox: str | None, *, metrics_file: Path | None, ping: str | None, sink: str | None
+    ) -> None:
         self._job = job
         self._file = metrics_file
         self._metrics: Metrics | None = None if metrics_file is None else _metrics(outbox)
         self._ping: Ping | None = None if ping is None else _ping(ping)
         self._outcome: Outcome | None = None
-
-    @property
-    def observers(self) -> Sequence[Observer]:
+        self.observers: list[Observer] = [] if self._metrics is None else [self._metrics]
         """What a relay has to tell as well."""
-        return [] if self._metrics is None else [self._metrics]
+        if sink is not None:
+            self.observers.append(telemetry(sink))
 
     def ended(self, outcome: Outcome) -> Outcome:
         """Note how the call ended, and return that."""

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import click
 
 from owm_outbox.cli.job_scope import DeliveringCommand
-from owm_outbox.cli.monitors import look_at
+from owm_outbox.cli.monitors import look_at, telemetry, traces_param
 from owm_outbox.cli.options import FiniteRange
 from owm_outbox.cli.outcome import EXIT_CODES
 from owm_outbox.cli.relaying import LANE, make_lane_relay, make_relay
 from owm_outbox.cli.settings import Settings
 from owm_outbox.errors import OutboxInvalid
 from owm_outbox.lanes import LanedOutbox
+from owm_outbox.observer import Observer
 from owm_outbox.outbox import Outbox
 from owm_outbox.stop import Stop
 from owm_outbox.url import URL
@@ -37,6 +39,10 @@ class _Relay(DeliveringCommand):
     """A command that works for months: that it began, waits or continues is worth a line."""
 
     default_level = "info"
+
+    def more_params(self) -> list[click.Option]:
+        """Add what asks for spans."""
+        return [*super().more_params(), traces_param()]
 
 
 @click.command("relay", cls=_Relay, epilog=f"{_EXAMPLES}\n{EXIT_CODES}")
@@ -63,6 +69,7 @@ def relay(
     poll: float,
     http: str | None,
     http_token: str | None,
+    traces: bool,
     outbox: str,
     sink: str,
     batch_size: int,
@@ -87,12 +94,21 @@ def relay(
         operations = Operations(lambda: look_at(outbox), http=http, token=http_token, systemd=_systemd())
         shown = stack.enter_context(operations)
         log.info("relaying from %s to %s", URL(settings.outbox), URL(settings.sink))
+
+        def observers(name: str, url: str) -> Sequence[Observer]:
+            return [*shown.observers(name), *([telemetry(url)] if traces else [])]
+
         if isinstance(opened, LanedOutbox) and opened.lanes > 1:
-            alive = shown.health.pulse("lanes").alive
-            lanes = make_lane_relay(opened, settings, stop, lambda lane: shown.observers(f"lane {lane}"), alive)
+            lanes = make_lane_relay(
+                opened,
+                settings,
+                stop,
+                lambda lane: observers(f"lane {lane}", settings.sink.replace(LANE, str(lane))),
+                shown.health.pulse("lanes").alive,
+            )
             lanes.run_forever(stop, poll=poll)
         else:
-            one = make_relay(stack, opened, to, settings, stop, shown.observers("relay"))
+            one = make_relay(stack, opened, to, settings, stop, observers("relay", settings.sink))
             one.run_forever(stop, poll=poll, stand_by=True)
     stop.check()
 

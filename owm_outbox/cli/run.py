@@ -71,7 +71,13 @@ class JobCommand(JobScopedCommand):
             as_json=values["as_json"],
         )
         outbox = None if values.get("demo") else settings.outbox
-        with Monitors(self._job_name, outbox, metrics_file=values["metrics_file"], ping=values["ping"]) as monitors:
+        with Monitors(
+            self._job_name,
+            outbox,
+            metrics_file=values["metrics_file"],
+            ping=values["ping"],
+            sink=settings.sink if values["traces"] else None,
+        ) as monitors:
             if values.get("demo"):
                 from owm_outbox.cli.demo import demo
 

@@ -191,7 +191,7 @@ def test_a_variable_that_only_the_job_can_judge_is_named_too(tmp_path: Path) -> 
             "[owm.more]\napi_limit = 3",
             "fleet.toml: unknown key 'more': known: api_limit, api_token, api_url, batch_size, ca_file, "
             "client_cert, client_key, concurrency, first_page, json, log_format, log_level, metrics_file, outbox, "
-            "ping, request_timeout, resume_within, retry_wait, second_pass, sink, wait_for_room",
+            "ping, request_timeout, resume_within, retry_wait, second_pass, sink, traces, wait_for_room",
         ),
         ("api_limit =", "fleet.toml is not valid TOML: Invalid value (at end of document)"),
         ("api_token = 'hunter2'", "fleet.toml: 'api_token' is a secret: set OWM_API_TOKEN instead"),

@@ -19,7 +19,7 @@ LOG = "--log-level --log-format"
 JOB = (
     "--api-url --api-limit --ca-file --client-cert --client-key --concurrency "
     "--second-pass --retry-wait --request-timeout --first-page "
-    f"{STORE} {DELIVER} --resume-within --fresh --json --metrics-file --ping --config {LOG}"
+    f"{STORE} {DELIVER} --resume-within --fresh --json --metrics-file --ping --traces --config {LOG}"
 )
 
 
@@ -32,7 +32,7 @@ JOB = (
         ("owm-outbox run owm", f"{JOB} --version --help"),
         ("owm-outbox status", f"--json {STORE} --job --config {LOG} --help"),
         ("owm-outbox drain", f"--json {STORE} {DELIVER} --job --config {LOG} --help"),
-        ("owm-outbox relay", f"--poll --http --http-token {STORE} {DELIVER} --job --config {LOG} --help"),
+        ("owm-outbox relay", f"--poll --http --http-token {STORE} {DELIVER} --traces --job --config {LOG} --help"),
         ("owm-outbox plugins", "--json --help"),
         ("owm-outbox check", "--help"),
         ("owm-outbox new", "--help"),

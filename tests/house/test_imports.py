@@ -23,7 +23,7 @@ from support.commands import environment
 
 FRAMEWORK = Path(owm_outbox.__file__).parent
 BACKENDS = Path(owm_outbox_backends.__file__).parent
-HEAVY = {"prometheus_client", "pybreaker", "redis", "requests", "sqlite_utils", "tenacity", "tqdm"}
+HEAVY = {"opentelemetry", "prometheus_client", "pybreaker", "redis", "requests", "sqlite_utils", "tenacity", "tqdm"}
 
 
 def _modules() -> dict[str, Path]:
