@@ -129,7 +129,7 @@ def test_help_shows_variable_and_default_of_every_option() -> None:
     text = {re.findall(r"--[\w-]+", option)[0]: " ".join(option.split()) for option in options}
     switches = {"--json", "--fresh", "--demo", "--cities", "--version", "--help"}  # of one call, not of a set-up
     assert set(text) >= {"--api-url", "--api-limit", "--concurrency", "--outbox", "--sink", "--batch-size", "--config"}
-    without = {"--config", "--ca-file", "--client-cert", "--client-key", "--metrics-file", "--ping"}
+    without = {"--config", "--ca-file", "--client-cert", "--client-key", "--metrics-file", "--ping", "--traces"}
     for flag in set(text) - switches:
         assert f"[env var: OWM_{flag[2:].upper().replace('-', '_')}" in text[flag]
         assert ("default: " in text[flag]) == (flag not in without)
