@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import Literal
 
 import msgspec
-import pybreaker
 
 from owm_outbox.errors import SourceUnavailable
 from owm_outbox.run import StateStore
@@ -97,6 +96,8 @@ class Breaker:
             if self._closed or self._is_open(saved) or (not failed and saved == _State()):
                 return
             now = self._now()
+            import pybreaker  # with the first failure: it imports redis, a tenth of a second that a good run is spared
+
             recent = [at for at in saved.failures if now - self._open_for <= at <= now]
             memory = pybreaker.CircuitMemoryStorage("closed" if saved.state == "closed" else "half-open")
             for _ in recent:

@@ -1,0 +1,35 @@
+"""What the benchmarks share: interleaved rounds, medians with their spread, and tasks like the producer's."""
+
+from __future__ import annotations
+
+import statistics
+import uuid
+from collections.abc import Callable, Mapping
+
+from owm_outbox.jobs.owm import OwmIngestionTask
+
+__all__ = ["make_tasks", "rounds", "show"]
+
+
+def make_tasks(count: int) -> list[OwmIngestionTask]:
+    """Return tasks as the producer has them."""
+    return [OwmIngestionTask(uuid.uuid4(), 47.366669, 8.5 + n / 1_000_000, n) for n in range(count)]
+
+
+def rounds(count: int, ways: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
+    """Measure each way so often, in turn, so that what else the machine does hits all alike."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(count):
+        for name, measure in ways.items():
+            found[name].append(measure())
+    return found
+
+
+def show(title: str, found: Mapping[str, list[float]], limit: str, unit: str = "tasks/s") -> None:
+    """Print a table: the median of each way, its spread, and its ratio to the one that is the limit."""
+    best = statistics.median(found[limit])
+    print(f"\n{title}\n{'':44}{unit:>12}{'spread':>10}{'ratio':>8}")
+    for name, values in found.items():
+        median = statistics.median(values)
+        spread = (max(values) - min(values)) / median
+        print(f"{name:44}{median:12,.0f}{spread:10.0%}{median / best:8.2f}", flush=True)
