@@ -41,10 +41,13 @@ def redacted(text: str) -> str:
 # to the last @ of the authority, …
 _BEFORE = r"^((?:[a-zA-Z][\w+.-]*:(?=/))?/*[^:/?#@]*:)(?!/)"
 _USERINFO = re.compile(_BEFORE + r"[^/?#]*@")
-# … or one with characters that should have been escaped; but a port and a path with an @ in it are not a password.
-_USERINFO_ODD = re.compile(_BEFORE + r"(?!\d+[/?#])(.*)@(.*)", re.DOTALL)
+_MORE_HOSTS = r"(?:,(?:\[[^\]]*\]|[^:/?#@\[\],]+):\d+)*"
+# … or one with characters that should have been escaped; but ports and a path with an @ in it are not a password.
+_USERINFO_ODD = re.compile(_BEFORE + rf"(?!\d+{_MORE_HOSTS}[/?#])(.*)@(.*)", re.DOTALL)
 _NO_PORT = re.compile(
-    r"^((?:[a-zA-Z][\w+.-]*:)?//(?:[^/?#]*@)?+(?:\[[^\]]*\]|[^:/?#@\[]*):)(?!\d*(?:[/?#]|$)).*$", re.DOTALL
+    r"^((?:[a-zA-Z][\w+.-]*:)?//(?:[^/?#]*@)?+(?:\[[^\]]*\]|[^:/?#@\[]*):)"
+    rf"(?!\d*(?:[/?#]|$)|\d+{_MORE_HOSTS}(?:[/?#]|$)).*$",
+    re.DOTALL,
 )
 
 
@@ -95,6 +98,7 @@ class URL:
         self.username = unquote(parts.username) if parts.username is not None else None
         self.password = unquote(parts.password) if parts.password is not None else None
         self.hostname = parts.hostname
+        self._netloc = parts.netloc
         self.path = unquote(parts.path)
         self._query = parse_qsl(parts.query, keep_blank_values=True)
 
@@ -108,6 +112,24 @@ class URL:
     def query(self) -> dict[str, str]:
         """The options as text, whatever they are; of one that is given twice, the last."""
         return dict(self._query)
+
+    @property
+    def hosts(self) -> list[tuple[str, int | None]]:
+        """The hosts, each with its port, where there may be several: ``nats://one:4222,two:4222``. ``None``: no port.
+
+        :raises ConfigurationError: one of them has no name, or something else than a port behind its colon.
+        """
+        return [self._host(part) for part in self._netloc.rpartition("@")[2].split(",")]
+
+    def _host(self, part: str) -> tuple[str, int | None]:
+        try:
+            found = urlsplit(f"//{part}")
+            port = found.port
+        except ValueError:  # whose message holds what may be a password
+            raise ConfigurationError(f"{self}: one of its hosts has a port that is not valid") from None
+        if not found.hostname:
+            raise ConfigurationError(f"{self}: one of its hosts has no name; write HOST:PORT,HOST:PORT")
+        return found.hostname, port
 
     def options(self, **types: Any) -> dict[str, Any]:
         """Return the options that the URL gives, each converted to its type: ``url.options(loft=str, birds=int)``.

@@ -68,6 +68,36 @@ def test_nothing_of_a_url_is_left_out_silently(text: str) -> None:
         URL(text).options(stream=str)
 
 
+@pytest.mark.parametrize(
+    ("text", "hosts"),
+    [
+        ("nats://h1:4222,h2:4223/STREAM?a=b@c", [("h1", 4222), ("h2", 4223)]),
+        ("redis+sentinel://u:p%40s@h1,[::1]:26379,h3/0", [("h1", None), ("::1", 26379), ("h3", None)]),
+        ("redis://host", [("host", None)]),
+    ],
+)
+def test_a_url_may_have_several_hosts(text: str, hosts: list[tuple[str, int | None]]) -> None:
+    """Hosts are divided by commas, and each has a port of its own, or none."""
+    assert URL(text).hosts == hosts
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("nats://h1:4222,", "no name"),
+        ("nats://h1:4222,,h2:4222/S", "no name"),
+        (f"nats://h1:4222,h2:{SECRET}/S", "a port that is not valid"),
+        ("nats://h1:4222,h2:65536", "a port that is not valid"),
+        ("nats://user:hunter2@h1:4222,:4222", "no name"),
+    ],
+)
+def test_each_of_several_hosts_must_be_one(text: str, says: str) -> None:
+    """A host without a name or with a bad port is refused, without showing what may be a password."""
+    with pytest.raises(ConfigurationError, match=says) as caught:
+        URL(text).hosts  # noqa: B018 - it raises
+    assert SECRET not in str(caught.value)
+
+
 def test_options_are_converted_to_their_types() -> None:
     """Each option that the URL gives comes in the type asked for, percent-decoded; the others are left out."""
     url = URL("pigeon:/loft?name=Stra%C3%9Fe+7&birds=3&speed=1.5&rain=true&mood=brisk&bare=")
@@ -128,6 +158,9 @@ def test_options_can_be_taken_out_for_a_client(text: str, left: str) -> None:
         "redis://user@host/0",
         "redis://[::1]:6379/0",
         "redis://host/0?stream=a@b:c",
+        "redis+cluster://h1:7000,h2:7001,[::1]:7002/0?stream=a@b",
+        "nats://h1:4222,h2:4222/STREAM",
+        "nats://h1,h2:4222/STREAM",
         "sqlite:////tmp/x.db",
         "sqlite:///home/me@work/x.db?timeout=1",
         "jsonl:-",
@@ -152,6 +185,13 @@ def test_a_url_without_a_password_is_shown_as_it_is(text: str) -> None:
         (f"redis://host/0?stream=s&PASSWORD={SECRET}", "redis://host/0?stream=s&PASSWORD=***"),
         (f"rediss://host/0?ssl_password={SECRET}", "rediss://host/0?ssl_password=***"),
         (f"http://user:{SECRET}@host/api", "http://user:***@host/api"),
+        (f"nats://u:{SECRET}@h1:4222,h2:4222/S", "nats://u:***@h1:4222,h2:4222/S"),
+        (f"nats://h1:{SECRET},h2:4222/S", "nats://h1:***"),
+        (f"nats://h1:4222,{SECRET}/S", "nats://h1:***"),
+        (
+            f"redis+sentinel://h1:1,h2:2/0?sentinel_password={SECRET}",
+            "redis+sentinel://h1:1,h2:2/0?sentinel_password=***",
+        ),
     ],
 )
 def test_a_password_is_masked_and_the_rest_is_shown(text: str, shown: str) -> None:
@@ -177,6 +217,7 @@ USERINFO = [
     "redis://:PASSWORD@host",
     "redis://:PASSWORD@host:port/0",
     "redis://:PASSWORD@[::1/0",
+    "nats://user:PASSWORD@h1:4222,h2:4222/S",
     "http://user:PASSWORD@host/cities/",
     "//user:PASSWORD@host",
     "user:PASSWORD@host:6379/0",
