@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import redis
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.exceptions import (
     AskError,
     AuthenticationError,
@@ -28,7 +28,20 @@ from owm_outbox import URL, ConfigurationError, OwmOutboxError, SinkFull, SinkUn
 
 from .tls import check_tls, other_protocol, refusal, tls_problem, unasked
 
-__all__ = ["CLIENT_OPTIONS", "Backoff", "check", "connect", "meaning"]
+__all__ = [
+    "CLIENT_OPTIONS",
+    "NO_RETRY",
+    "PASSING",
+    "Backoff",
+    "OwnRetry",
+    "Server",
+    "check",
+    "connect",
+    "meaning",
+    "mistake",
+    "refused_unread",
+    "settings_of",
+]
 
 T = TypeVar("T")
 
@@ -57,10 +70,15 @@ CLIENT_OPTIONS: dict[str, Any] = {
 # answer for ever, and newer ones begin with HELLO, which old proxies do not know.
 _DEFAULTS: dict[str, Any] = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0, "protocol": 2}
 
+# Beside lost connections and timeouts, what passes by itself: a server that is loading, or that is a replica now.
+PASSING = [BusyLoadingError, ReadOnlyError]
+
 _REFUSED = (AuthenticationError, AuthorizationError, NoPermissionError)
 _NO_RIGHT = "the user may not do this", "check the user's rights"
 _NO_RESP3 = "the server does not speak RESP3", "remove protocol="
 _NO_DATABASE = "the server does not have this database", "write another number"
+_NO_CLUSTER = "this is not a node of a cluster", "write redis:// or rediss:// without +cluster"
+_NO_SENTINEL = "this is not a Sentinel", "write the port of one (26379), or redis:// for a server without Sentinels"
 _TOO_OLD = "the server does not know a command", "use Redis 6.2 or later, or Valkey, and no proxy that hides commands"
 # By words in what a server answers: what waiting does not fix, and what to change. The first that fits.
 _MISTAKES = {
@@ -72,6 +90,11 @@ _MISTAKES = {
     "unknown command 'HELLO": _NO_RESP3,
     "unknown command `HELLO": _NO_RESP3,
     "NOPROTO": _NO_RESP3,
+    "cluster support disabled": _NO_CLUSTER,
+    "unknown command 'CLUSTER": _NO_CLUSTER,
+    "unknown command `CLUSTER": _NO_CLUSTER,
+    "unknown command 'SENTINEL": _NO_SENTINEL,
+    "unknown command `SENTINEL": _NO_SENTINEL,
     "WAITAOF": ("wait_aof does not work on this server", "remove it"),
     "unknown command": _TOO_OLD,
     "Unknown Redis command": _TOO_OLD,
@@ -80,7 +103,14 @@ _MISTAKES = {
 }
 
 
-class _WrongServer(RedisError):
+_EXAMPLES = {
+    "": "host:6379/0?stream=name",
+    "cluster": "host:6379,host:6379?stream=name",
+    "sentinel": "host:26379,host:26379/0?service=mymaster&stream=name",
+}
+
+
+class WrongServer(RedisError):
     """What answers at the address cannot be used as the URL says; the message says what to change."""
 
 
@@ -89,24 +119,39 @@ def check(url: URL, given: Mapping[str, Any]) -> None:
 
     :param given: the options of the URL.
     """
-    if not url.hostname:
-        raise ConfigurationError(f"{url} has no host; write redis://host:6379/0?stream=name")
-    try:
-        url.hostname.encode("idna")
-    except UnicodeError:
-        raise ConfigurationError(f"{url}: {url.hostname!r} is not the name of a host") from None
-    if any(character.isspace() for character in url.hostname):
-        raise ConfigurationError(f"{url}: {url.hostname!r} has a blank in it, so it is not the name of a host")
-    if url.port == 0:
-        raise ConfigurationError(f"{url}: no server listens on port 0; write another one")
+    kind = url.scheme.partition("+")[2]
+    example = f"{url.scheme}://{_EXAMPLES[kind]}"
+    if not url.hostname and "," not in url.text:
+        raise ConfigurationError(f"{url} has no host; write {example}")
+    hosts = url.hosts
+    if not kind and len(hosts) > 1:
+        raise ConfigurationError(f"{url} has several hosts: write {url.scheme}+cluster:// or {url.scheme}+sentinel://")
+    for host, port in hosts:
+        _check_host(url, host, port)
     if not all("!" <= character <= "~" for character in given.get("client_name", "")):
         raise ConfigurationError(
             f"{url}: Redis does not take client_name={given['client_name']!r}: use letters, digits and signs, no blanks"
         )
-    if not url.path.strip("/").isdecimal() and url.path.strip("/"):
+    database = url.path.strip("/")
+    if not database.isdecimal() and database:
         raise ConfigurationError(f"{url}: the path is the number of a database, such as /0")
-    if url.scheme == "redis" and (needs_tls := [name for name in given if name.startswith("ssl_")]):
-        raise ConfigurationError(f"{url}: {needs_tls[0]} is for TLS: write rediss://")
+    if kind == "cluster" and (int(database or 0) or given.get("db")):
+        raise ConfigurationError(f"{url}: a cluster has only database 0; remove the number")
+    if kind == "sentinel" and "service" not in given:
+        raise ConfigurationError(f"{url} needs service=NAME, the name that the Sentinels know the server by: {example}")
+    if not url.scheme.startswith("rediss") and (needs_tls := [name for name in given if name.startswith("ssl_")]):
+        raise ConfigurationError(f"{url}: {needs_tls[0]} is for TLS: write rediss{url.scheme.removeprefix('redis')}://")
+
+
+def _check_host(url: URL, host: str, port: int | None) -> None:
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise ConfigurationError(f"{url}: {host!r} is not the name of a host") from None
+    if any(character.isspace() for character in host):
+        raise ConfigurationError(f"{url}: {host!r} has a blank in it, so it is not the name of a host")
+    if port == 0:
+        raise ConfigurationError(f"{url}: no server listens on port 0; write another one")
 
 
 class Backoff(ExponentialWithJitterBackoff):
@@ -124,33 +169,60 @@ class Backoff(ExponentialWithJitterBackoff):
         return pause(self.compute(failures))
 
 
-def connect(url: str, *, retries: int = 8, backoff: Backoff | None = None) -> redis.Redis:
-    """Return a client, which connects when it is first used.
+class Server:
+    """The server that has the stream, as a sink asks it.
 
-    :param url: as redis-py takes it.
-    :param retries: of each command, on lost connections and timeouts, while the server is loading, or a replica.
-    :raises ConfigurationError: redis-py does not take the URL.
+    :param client: connects when it is first used, and retries by itself.
     """
-    retry = _Retry(backoff or Backoff(), retries)
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self.user: str = client.connection_pool.connection_kwargs.get("username") or "default"
+
+    def call(self, do: Callable[[redis.Redis, bool], T]) -> T:
+        """Return what ``do`` returns, given a client of the server that has the stream.
+
+        :param do: its second argument tells whether ASKING has to be sent before a command that names a key. In a
+            cluster it is called again where another node has the stream, or a connection was lost.
+        """
+        return do(self._client, False)
+
+    def disconnect(self) -> None:
+        """Close the connections; the next call makes new ones."""
+        self._client.connection_pool.disconnect()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+        self.disconnect()
+
+
+def settings_of(url: URL) -> tuple[dict[str, Any], ssl.SSLContext | None]:
+    """Return the arguments of a client that a URL gives, but for its hosts, and what TLS is tried with.
+
+    :param url: with options of redis-py only.
+    :raises ConfigurationError: an option is not one of redis-py, or a file that one names cannot be used.
+    """
+    settings = _DEFAULTS | {"db": int(url.path.strip("/") or 0)} | url.options(**CLIENT_OPTIONS)
+    settings |= {name: value for name in ("username", "password") if (value := getattr(url, name))}
+    if not url.scheme.startswith("rediss"):
+        return settings, None
     try:
-        pool: redis.ConnectionPool = redis.ConnectionPool.from_url(
-            url,
-            **_DEFAULTS,  # what the URL gives counts more
-            retry=retry,
-            # The retry covers lost connections and timeouts; these are two more that pass by themselves.
-            retry_on_error=[BusyLoadingError, ReadOnlyError],
-        )
-    except (ValueError, TypeError, RedisError) as error:
-        raise ConfigurationError(f"{URL(url)}: {error}") from error
-    tls = None
-    if issubclass(pool.connection_class, redis.SSLConnection):
-        try:
-            tls = check_tls(pool.connection_kwargs)
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{URL(url)}: {error}") from error
-    host, port = pool.connection_kwargs["host"], int(pool.connection_kwargs.get("port", 6379))
-    retry.identify = lambda error: _refused_unread(host, port, tls, error)  # redis-py copies all but functions
-    return redis.Redis(connection_pool=pool)
+        return settings | {"ssl": True}, check_tls(settings)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{url}: {error}") from error
+
+
+def connect(url: URL, retry: OwnRetry) -> redis.Redis:
+    """Return a client of one server, which connects when it is first used.
+
+    :param retry: of each command.
+    :raises ConfigurationError: see `settings_of`.
+    """
+    settings, tls = settings_of(url)
+    host, port = url.hostname or "localhost", url.port or 6379
+    retry.identify = lambda error: refused_unread(host, port, tls, error)  # redis-py copies all but functions
+    return redis.Redis(host=host, port=port, retry=retry, retry_on_error=list(PASSING), **settings)
 
 
 def meaning(error: RedisError, where: str, keys: str) -> OwmOutboxError:
@@ -160,8 +232,8 @@ def meaning(error: RedisError, where: str, keys: str) -> OwmOutboxError:
     :param keys: the keys that are used.
     """
     text = str(error)
-    if mistake := _mistake(error):
-        return ConfigurationError(f"{where}: {mistake}")
+    if what := mistake(error):
+        return ConfigurationError(f"{where}: {what}")
     if "WRONGTYPE" in text:
         return ConfigurationError(f"{where}: one of the keys {keys} holds another type: name another stream")
     if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in text:
@@ -171,10 +243,10 @@ def meaning(error: RedisError, where: str, keys: str) -> OwmOutboxError:
     return SinkUnavailable(f"{where} cannot be used now ({text}); try again later")
 
 
-def _mistake(error: Exception) -> str | None:
+def mistake(error: Exception) -> str | None:
     """Say what a person has to change, where waiting does not fix an error."""
     text = str(error)
-    if isinstance(error, _WrongServer):
+    if isinstance(error, WrongServer):
         return text
     if isinstance(error, MovedError):  # redis-py cuts the word off
         return f"another node of the cluster has the stream (MOVED {text}): write its address in the URL"
@@ -186,7 +258,7 @@ def _mistake(error: Exception) -> str | None:
     return tls_problem(error)
 
 
-def _refused_unread(host: str, port: int, tls: ssl.SSLContext | None, error: Exception) -> str | None:
+def refused_unread(host: str, port: int, tls: ssl.SSLContext | None, error: Exception) -> str | None:
     """Say what to change where an error looks as if the port spoke TLS, or not, or let nobody in.
 
     A server without TLS waits for more than the first message of TLS; one with it closes what begins otherwise. Redis
@@ -203,11 +275,15 @@ def _refused_unread(host: str, port: int, tls: ssl.SSLContext | None, error: Exc
     if tls:
         return refusal(host, port, tls, seconds=0.5)
     if (line := unasked(host, port, seconds=0.2)).startswith("-"):
-        return _mistake(ResponseError(line[1:]))
+        return mistake(ResponseError(line[1:]))
     return other_protocol(host, port, tls=False, seconds=0.5)
 
 
-class _Retry(Retry):
+NO_RETRY = Retry(NoBackoff(), 0)
+"""For a client within one that retries: two would multiply the attempts."""
+
+
+class OwnRetry(Retry):
     """Retries as often as it says, whatever the client's version, and not what no retry fixes.
 
     Between two attempts it waits with `pause`, so that a stop ends the wait; redis-py would sleep through it. And
@@ -228,6 +304,7 @@ class _Retry(Retry):
         is_retryable: Callable[[Exception], bool] | None = None,
         with_failure_count: bool = False,
     ) -> T:
+        """Return what ``do`` returns, as soon as it does not raise what a retry can help against."""
         if self._under_way:
             return do()
         failures = 0
@@ -239,12 +316,12 @@ class _Retry(Retry):
                     self._answered = True
                     return result
                 except self._supported_errors as error:
-                    if _mistake(error) or (is_retryable is not None and not is_retryable(error)):
+                    if mistake(error) or (is_retryable is not None and not is_retryable(error)):
                         raise
                     failures += 1
                     fail(error, *([failures] if with_failure_count else []))
                     if failures == 1 and not self._answered and (found := self.identify(error)):
-                        raise _WrongServer(found) from error
+                        raise WrongServer(found) from error
                     if failures > self._retries or not self._wait(failures):
                         raise
         finally:
@@ -260,4 +337,4 @@ class _Retry(Retry):
         except InvalidResponse as error:
             if self._answered:  # a reply that was damaged on its way
                 raise
-            raise _WrongServer(f"what answers there is not a Redis server ({error}): check host and port") from error
+            raise WrongServer(f"what answers there is not a Redis server ({error}): check host and port") from error

@@ -37,9 +37,7 @@ def missing_rights(client: redis.Redis, stream: str, marks: str, *, bounded: boo
             ("+xpending", ("XPENDING", stream, "")),
             ("+xtrim", ("XTRIM", stream, "MAXLEN", "=", 2**62)),
         ]
-    if waits:
-        forms.append(("+script|exists", ("SCRIPT", "EXISTS", _NO_SCRIPT)))
-        forms += [(f"+{name.lower()}", (name, *(0,) * (3 if name == "WAITAOF" else 2))) for name in waits]
+    forms += [(f"+{name.lower()}", (name, *(0,) * (3 if name == "WAITAOF" else 2))) for name in waits]
     with client.pipeline(transaction=False) as pipe:
         for _, form in forms:
             pipe.execute_command(*form)  # type: ignore[no-untyped-call]  # redis-py leaves it untyped

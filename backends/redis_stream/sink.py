@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.resources import files
-from typing import Annotated, Any, Literal, Self
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import quote
 
 import msgspec
@@ -24,8 +24,9 @@ from owm_outbox import (
     SinkUnavailable,
 )
 
-from .connection import CLIENT_OPTIONS, Backoff, check, connect, meaning
+from .connection import CLIENT_OPTIONS, Backoff, OwnRetry, Server, check, connect, meaning
 from .rights import missing_rights
+from .scripts import MARK_SCRIPT, SEND_SCRIPT, Script
 
 __all__ = ["MARK_SCRIPT", "OPTIONS", "SEND_SCRIPT", "RedisStreamSink", "marks_key"]
 
@@ -34,13 +35,6 @@ log = logging.getLogger("owm_outbox_backends.redis_stream")
 _MAX_BULK = 512 * 2**20  # proto-max-bulk-len where the server does not tell: Redis closes the connection beyond it
 _WAIT_MS = 500
 
-
-def _script(*names: str) -> str:
-    return "\n".join(files(__package__).joinpath(name).read_text("utf-8") for name in names)
-
-
-MARK_SCRIPT = _script("held.lua", "mark.lua")
-SEND_SCRIPT = _script("held.lua", "send.lua")
 
 _Positive = Annotated[float, msgspec.Meta(gt=0)]
 OPTIONS: dict[str, Any] = {
@@ -85,6 +79,9 @@ class RedisStreamSink(Sink):
     :param url: as redis-py takes it, without the options above.
     """
 
+    client_options: ClassVar[dict[str, Any]] = CLIENT_OPTIONS
+    """The options of a URL that are for the client, and their types."""
+
     def __init__(
         self,
         url: str = "redis://localhost:6379/0",
@@ -114,9 +111,7 @@ class RedisStreamSink(Sink):
             self._waits.append(("WAIT", wait_replicas, _WAIT_MS))
         if wait_aof:
             self._waits.append(("WAITAOF", 1, wait_aof - 1, _WAIT_MS))
-        self._client = connect(url, retries=retries, backoff=self._backoff)
-        self._ask = self._client.register_script(MARK_SCRIPT)
-        self._take = self._client.register_script(SEND_SCRIPT)
+        self.server = self._connected(URL(url), OwnRetry(self._backoff, retries))
         self._rights_checked = False
         self._max_payload: int | None = None
         self._trimmed_until: dict[str, int] = {}  # the server's count when it was last seen, by outbox
@@ -124,11 +119,11 @@ class RedisStreamSink(Sink):
 
     @classmethod
     def from_url(cls, url: URL) -> Self:
-        """Make the sink that a ``redis://`` or ``rediss://`` URL names."""
-        given = url.options(**OPTIONS, **CLIENT_OPTIONS)
+        """Make the sink that a URL names."""
+        given = url.options(**OPTIONS, **cls.client_options)
         check(url, given)
         if "stream" not in given:
-            raise ConfigurationError(f"{url} needs stream=NAME, such as redis://host:6379/0?stream=tasks")
+            raise ConfigurationError(f"{url} needs stream=NAME, such as {url.scheme}://host:6379/0?stream=tasks")
         return cls(url.without_options(*OPTIONS), **{name: given[name] for name in OPTIONS if name in given})
 
     def mark(self, outbox_id: str) -> str:
@@ -139,7 +134,7 @@ class RedisStreamSink(Sink):
         if not self._rights_checked:
             self.check_rights()
         with self._translated():
-            reply: Any = self._confirmed(outbox_id, lambda pipe: self._asked(outbox_id, pipe))
+            reply: Any = self._confirmed(outbox_id, self._question(outbox_id))
         match reply:
             case [b"held", mark, trimmed]:
                 self._count_trimmed(outbox_id, trimmed, 0)
@@ -156,7 +151,6 @@ class RedisStreamSink(Sink):
                     for entry in too_large
                 }
             )
-        keys = [self._stream, self._marks]
         args: list[str | bytes | int] = [
             batch.outbox_id,
             batch.after,
@@ -169,7 +163,7 @@ class RedisStreamSink(Sink):
             *(entry.payload for entry in batch.entries),
         ]
         with self._translated():
-            reply: Any = self._confirmed(batch.outbox_id, lambda pipe: self._take(keys, args, pipe))
+            reply: Any = self._confirmed(batch.outbox_id, self._script(SEND_SCRIPT, args))
         match reply:
             case [b"taken", trimmed, now]:
                 self._count_trimmed(batch.outbox_id, trimmed, now)
@@ -192,11 +186,15 @@ class RedisStreamSink(Sink):
         """
         waits = [str(wait[0]) for wait in self._waits]
         with self._translated():
-            missing = missing_rights(self._client, self._stream, self._marks, bounded=self._maxlen > 0, waits=waits)
+            missing = self.server.call(
+                lambda client, _: missing_rights(
+                    client, self._stream, self._marks, bounded=self._maxlen > 0, waits=waits
+                )
+            )
         if missing:
-            user = self._client.connection_pool.connection_kwargs.get("username") or "default"
+            rules = " ".join(missing)
             raise ConfigurationError(
-                f"{self._where}: the user lacks rights: grant them with ACL SETUSER {user} {' '.join(missing)}"
+                f"{self._where}: the user lacks rights: grant them with ACL SETUSER {self.server.user} {rules}"
             )
         self._rights_checked = True
 
@@ -204,8 +202,8 @@ class RedisStreamSink(Sink):
     def largest_payload(self) -> int:
         """How many bytes the server takes at once. It is asked once, also for a setting that defeats the promises."""
         if self._max_payload is None:
-            memory: Any = self._told(lambda: self._client.info("memory"))
-            setting: Any = self._told(lambda: self._client.config_get("proto-max-bulk-len"))
+            memory: Any = self._told(lambda client: client.info("memory"))
+            setting: Any = self._told(lambda client: client.config_get("proto-max-bulk-len"))
             if str(memory.get("maxmemory_policy", "")).startswith("allkeys") and memory.get("maxmemory"):
                 log.warning(
                     "%s: maxmemory-policy is %s, so the server may evict the whole stream with tasks that nobody has "
@@ -218,13 +216,19 @@ class RedisStreamSink(Sink):
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
-        self._client.connection_pool.disconnect()
+        self.server.close()
 
     # -- within
 
-    def _asked(self, outbox_id: str, pipe: redis.Redis) -> Any:
-        return self._ask([self._stream, self._marks], [outbox_id, 1 if self._waits else 0], pipe)
+    def _connected(self, url: URL, retry: OwnRetry) -> Server:
+        """Return what the sink sends its commands to. This is where the kinds of Redis sinks differ."""
+        return Server(connect(url, retry))
+
+    def _question(self, outbox_id: str) -> Script:
+        return self._script(MARK_SCRIPT, [outbox_id, 1 if self._waits else 0])
+
+    def _script(self, script: str, args: list[str | bytes | int]) -> Script:
+        return Script(script, (self._stream, self._marks), args)
 
     def _count_trimmed(self, outbox_id: str, trimmed: int, now: int) -> None:
         """Count what was trimmed since the server's count was last seen, also by a call whose reply was lost."""
@@ -264,33 +268,24 @@ class RedisStreamSink(Sink):
                 )
         return SinkUnavailable(f"{self._where} gave an answer that makes no sense: {reply!r}")
 
-    def _confirmed(self, outbox_id: str, call: Callable[[redis.Redis], Any]) -> Any:
+    def _confirmed(self, outbox_id: str, script: Script) -> Any:
         """Call a script, and return its reply once as many copies as the URL asks for have what it wrote."""
-        if not self._waits:
-            return call(self._client)
         attempt = 0
-        reply, *copies = self._call_and_wait(call)
+        reply, *copies = self.server.call(partial(script.run, waits=self._waits))
         while not all(map(_enough, self._waits, copies)):
             attempt += 1
             if attempt > self._retries or not self._backoff.wait(attempt):
                 raise SinkUnavailable(
                     f"{self._where}: not enough copies have what was written ({self._waits}: {copies})"
                 )
-            _, *copies = self._call_and_wait(lambda pipe: self._asked(outbox_id, pipe))
+            _, *copies = self.server.call(partial(self._question(outbox_id).run, waits=self._waits))
         return reply
 
-    def _call_and_wait(self, call: Callable[[redis.Redis], Any]) -> list[Any]:
-        with self._client.pipeline(transaction=False) as pipe:  # WAIT speaks of the writes of its own connection only
-            call(pipe)
-            for wait in self._waits:
-                pipe.execute_command(*wait)  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
-            return list(pipe.execute())
-
-    def _told(self, ask: Callable[[], Any]) -> Any:
+    def _told(self, ask: Callable[[redis.Redis], Any]) -> Any:
         """Ask the server about itself; a managed one need not tell."""
         with self._translated():
             try:
-                return ask()
+                return self.server.call(lambda client, _: ask(client))
             except (NoPermissionError, ResponseError) as error:
                 log.debug("%s does not tell its settings: %s", self._where, error)
                 return {}
@@ -305,7 +300,7 @@ class RedisStreamSink(Sink):
             raise
         except BaseException:
             # Interrupted between a request and its reply: the next use of the connection would read that reply.
-            self._client.connection_pool.disconnect()
+            self.server.disconnect()
             raise
 
 

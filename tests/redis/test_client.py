@@ -12,7 +12,7 @@ import redis
 
 from owm_outbox import URL, ConfigurationError, OutboxRelay, RunIncomplete, SinkUnavailable, Stop, Stopped
 from owm_outbox.sink import pausing_with
-from owm_outbox_backends.redis_stream.connection import connect
+from owm_outbox_backends.redis_stream.connection import Backoff, OwnRetry, connect
 from owm_outbox_backends.redis_stream.sink import RedisStreamSink, marks_key
 from owm_outbox_backends.sqlite import SqliteOutbox
 
@@ -26,7 +26,7 @@ def settings() -> Iterator[Any]:
     clients: list[redis.Redis] = []
 
     def settings_of(url: str) -> dict[str, Any]:
-        clients.append(connect(url))
+        clients.append(connect(URL(url), OwnRetry(Backoff(), 8)))
         found: dict[str, Any] = clients[-1].connection_pool.connection_kwargs
         return found
 

@@ -64,12 +64,15 @@ class Server:
         """Return a client of its own."""
         return redis.Redis(port=self.port, host="127.0.0.1", socket_timeout=60, protocol=2)
 
+    def command(self) -> list[str]:
+        """Say how it is started."""
+        return [self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""]
+
     def start(self, *options: str) -> None:
         """Start it and wait until it answers."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        command = [self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
         with (self.folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen([*command, "--save", "", *self.options, *options], stdout=log, stderr=log)
+            self._process = subprocess.Popen([*self.command(), *self.options, *options], stdout=log, stderr=log)
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             with contextlib.suppress(redis.ConnectionError, redis.TimeoutError), self.client() as client:

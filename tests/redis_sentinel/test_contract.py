@@ -1,0 +1,68 @@
+"""The sink behind Sentinels keeps the contract of a sink, whole."""
+
+from __future__ import annotations
+
+import pytest
+
+from owm_outbox.testing import Capabilities, Destination, SinkContract, cut_requests, lose_replies
+from owm_outbox_backends.redis_stream import RedisSentinelSink
+
+from support.redis_cluster import SERVICE, Guarded
+from support.streams import entries
+
+pytestmark = [pytest.mark.slow]
+
+
+class TestRedisSentinelSink(SinkContract):
+    """RedisSentinelSink does all that the contract asks."""
+
+    capabilities = Capabilities(bounded=True, rejects=True, interruptible=True, remote=True, notices_loss=True)
+
+    @pytest.fixture
+    def destination(self, servers: Guarded, stream: str) -> Destination:
+        """Deliver to a stream that holds 10,000 entries, with a consumer group that reads nothing."""
+        primary = servers.primary
+        with primary.client() as client:
+            client.xgroup_create(stream, "workers", id="0", mkstream=True)
+            client.config_set("proto-max-bulk-len", 1024 * 1024)
+        hosts = ",".join(one.address for one in servers.sentinels)
+        url = f"redis+sentinel://{hosts}/0?service={SERVICE}"
+
+        def fill() -> None:
+            with primary.client() as client, client.pipeline() as pipe:
+                for _ in range(9_980):
+                    pipe.xadd(stream, {"data": "{}"})
+                pipe.execute()
+
+        def lose() -> None:
+            with primary.client() as client:
+                client.delete(stream)
+
+        return Destination(
+            open=lambda: RedisSentinelSink(url, stream=stream, maxlen=10_000, retries=0),
+            payloads=lambda: [fields[b"data"] for fields in entries(primary, stream)],
+            fill=fill,
+            poison=b'{"task_id": "' + b"x" * 2 * 1024 * 1024 + b'"}',
+            interrupt=cut_requests,
+            unreachable=lambda: RedisSentinelSink(
+                f"redis+sentinel://127.0.0.1:1,127.0.0.1:2/0?service={SERVICE}", stream=stream, retries=0
+            ),
+            lose=lose,
+        )
+
+
+class TestRedisSentinelSinkWithReplicas(SinkContract):
+    """With a replica that has to have each batch, and with replies that are lost, the promises are the same."""
+
+    capabilities = Capabilities(interruptible=True)
+
+    @pytest.fixture
+    def destination(self, servers: Guarded, stream: str) -> Destination:
+        """Deliver to a stream that nobody reads."""
+        primary = servers.primary
+        url = f"redis+sentinel://{servers.sentinels[0].address}/0?service={SERVICE}"
+        return Destination(
+            open=lambda: RedisSentinelSink(url, stream=stream, maxlen=0, retries=0, wait_replicas=1),
+            payloads=lambda: [fields[b"data"] for fields in entries(primary, stream)],
+            interrupt=lose_replies,
+        )

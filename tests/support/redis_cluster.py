@@ -1,0 +1,286 @@
+"""A cluster of real servers, and servers with Sentinels, on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import redis
+from redis.crc import key_slot
+
+from support.servers import Server, binaries, free_port, running
+
+QUICK = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
+SLOTS = 16_384
+
+
+def until(what: Callable[[], object], seconds: float = 30, *, why: str = "") -> None:
+    """Wait until a condition is true; a server that does not answer yet is one for which it is not."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(redis.ConnectionError, redis.TimeoutError, redis.ResponseError):
+            if what():
+                return
+        assert time.monotonic() < deadline, why or "it did not happen in time"
+        threading.Event().wait(0.02)
+
+
+def ask(server: Server, *command: object) -> Any:
+    """Send one command on a connection of its own, and return the reply as it is."""
+    with server.client() as client:
+        client.response_callbacks.clear()
+        return client.execute_command(*command)
+
+
+class Node(Server):
+    """A node of a cluster: its bus has a port of its own, so any port will do."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.bus = free_port()
+        super().__init__(
+            binaries()["valkey"],
+            folder,
+            *("--cluster-enabled", "yes", "--cluster-port", str(self.bus), "--cluster-node-timeout", "1000"),
+            *("--cluster-replica-validity-factor", "0", "--cluster-allow-replica-migration", "no"),
+            *QUICK,
+            *options,
+        )
+
+    @property
+    def id(self) -> str:
+        """The name that the cluster knows it by."""
+        return str(ask(self, "CLUSTER", "MYID").decode())
+
+
+class Cluster:
+    """Primaries, each with an equal part of the slots, and their replicas.
+
+    :param replicas: of each primary.
+    """
+
+    def __init__(self, folder: Path, primaries: int = 3, replicas: int = 1) -> None:
+        self.nodes = [Node(folder / str(number)) for number in range(primaries * (1 + replicas))]
+        self._primaries = primaries
+
+    def start(self) -> None:
+        """Start the nodes, and return once all of them agree."""
+        for node in self.nodes:
+            node.start()
+        first, count = self.nodes[0], self._primaries
+        for number, node in enumerate(self.nodes):
+            if number < count:
+                ask(node, "CLUSTER", "ADDSLOTSRANGE", SLOTS * number // count, SLOTS * (number + 1) // count - 1)
+                ask(node, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+            if number:
+                ask(first, "CLUSTER", "MEET", "127.0.0.1", node.port, node.bus)
+        until(lambda: all(len(self._view(node)) == len(self.nodes) for node in self.nodes), why="nodes did not meet")
+        for number, node in enumerate(self.nodes[count:]):
+            ask(node, "CLUSTER", "REPLICATE", self.nodes[number % count].id)
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until every node is up, knows the same owners as all others, and follows its primary."""
+        until(self._is_settled, 60, why="the nodes of the cluster did not come to agree")
+
+    def _is_settled(self) -> bool:
+        infos = [ask(node, "CLUSTER", "INFO") for node in self.nodes]
+        if not all(b"cluster_state:ok" in info and b"cluster_slots_ok:16384" in info for info in infos):
+            return False
+        views = [self._view(node) for node in self.nodes]
+        owners = {tuple(sorted((ident, words[8:]) for ident, words in map(_parts, view))) for view in map(tuple, views)}
+        flags = {
+            tuple(sorted((line.split()[0], line.split()[2].replace("myself,", "")) for line in view)) for view in views
+        }
+        links = [ask(node, "INFO", "replication") for node in self.nodes]
+        followed = all(b"role:master" in link or b"master_link_status:up" in link for link in links)
+        return len(flags) == 1 and "fail" not in str(flags) and len(owners) == 1 and followed
+
+    @staticmethod
+    def _view(node: Server) -> list[str]:
+        return [str(line) for line in ask(node, "CLUSTER", "NODES").decode().splitlines()]
+
+    def url(self, stream: str, *, nodes: Sequence[Server] = (), **options: object) -> str:
+        """Return a sink URL that names all nodes, or these."""
+        query = "".join(f"&{name}={value}" for name, value in options.items())
+        return f"redis+cluster://{','.join(node.address for node in nodes or self.nodes)}?stream={stream}{query}"
+
+    def owner(self, key: str) -> Node:
+        """Return the node that has a key now, as most nodes that answer see it."""
+        found: list[int] = []
+        for node in self.nodes:
+            with contextlib.suppress(redis.ConnectionError, redis.TimeoutError):
+                found += [
+                    int(primary[1])
+                    for start, end, primary, *_ in ask(node, "CLUSTER", "SLOTS")
+                    if start <= key_slot(key.encode()) <= end
+                ]
+        port = max(set(found), key=found.count)
+        return next(node for node in self.nodes if node.port == port)
+
+    def replica(self, primary: Node) -> Node:
+        """Return the first replica of a node."""
+        ports = [int(line.split()[1].partition("@")[0].rpartition(":")[2]) for line in self._replicas(primary)]
+        return next(node for node in self.nodes if node.port in ports)
+
+    def _replicas(self, primary: Node) -> list[str]:
+        return [line for line in self._view(primary) if line.split()[3] == primary.id]
+
+    def fail_over(self, dead: Node, key: str) -> Node:
+        """Wait until another node has what a node that was killed had, and return it."""
+        until(lambda: self.owner(key) is not dead, why="no replica took over")
+        return self.owner(key)
+
+    def move(self, key: str, target: Node, *, between: Callable[[], object] = lambda: None) -> None:
+        """Move the slot of a key to another primary with all its keys.
+
+        :param between: called while the slot is on its way.
+        """
+        slot, source = key_slot(key.encode()), self.owner(key)
+        ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
+        ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", target.id)
+        between()
+        while keys := ask(source, "CLUSTER", "GETKEYSINSLOT", slot, 100):
+            ask(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+        between()
+        for node in (target, source):
+            ask(node, "CLUSTER", "SETSLOT", slot, "NODE", target.id)
+
+    def client(self) -> redis.RedisCluster:
+        """Return a client of its own, as a worker has it."""
+        return redis.RedisCluster(host="127.0.0.1", port=self.nodes[0].port, protocol=2)
+
+    def empty(self) -> None:
+        """Remove all keys."""
+        for node in self.nodes:
+            if b"role:master" in ask(node, "INFO", "replication"):
+                ask(node, "FLUSHALL")
+
+    def kill(self) -> None:
+        """End all nodes."""
+        for node in self.nodes:
+            node.kill()
+
+
+def _parts(line: str) -> tuple[str, tuple[str, ...]]:
+    words = line.split()
+    return words[0], tuple(words)
+
+
+@contextlib.contextmanager
+def running_cluster(folder: Path, primaries: int = 3, replicas: int = 1) -> Iterator[Cluster]:
+    """Run a cluster for the length of a block."""
+    cluster = Cluster(folder, primaries, replicas)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.kill()
+
+
+SERVICE = "tasks"
+
+
+class Guarded:
+    """A primary with a replica, and three Sentinels that look after them.
+
+    :param servers: the two; which of them is the primary changes.
+    """
+
+    def __init__(self, servers: list[Server], sentinels: list[Server]) -> None:
+        self.servers = servers
+        self.sentinels = sentinels
+
+    def url(self, stream: str, *, sentinels: Sequence[Server] = (), **options: object) -> str:
+        """Return a sink URL that names all Sentinels, or these."""
+        query = "".join(f"&{name}={value}" for name, value in options.items())
+        hosts = ",".join(one.address for one in sentinels or self.sentinels)
+        return f"redis+sentinel://{hosts}/0?service={SERVICE}&stream={stream}{query}"
+
+    @property
+    def primary(self) -> Server:
+        """The server that the Sentinels name; fails while they do not agree."""
+        found = {int(ask(one, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)[1]) for one in self.sentinels}
+        (port,) = found
+        return next(server for server in self.servers if server.port == port)
+
+    @property
+    def replica(self) -> Server:
+        """The other server."""
+        return next(server for server in self.servers if server is not self.primary)
+
+    def settle(self) -> None:
+        """Wait until the replica follows, and all Sentinels know it, one another, and the same primary."""
+        until(self._is_settled, 60, why="the Sentinels did not come to agree")
+
+    def _is_settled(self) -> bool:
+        for one in self.sentinels:
+            state = _pairs(ask(one, "SENTINEL", "MASTER", SERVICE))
+            if (state["flags"], state["num-slaves"], state["num-other-sentinels"]) != ("master", "1", "2"):
+                return False
+            (replica,) = map(_pairs, ask(one, "SENTINEL", "REPLICAS", SERVICE))
+            if replica["flags"] != "slave" or replica["master-link-status"] != "ok":
+                return False
+        if len({int(ask(one, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)[1]) for one in self.sentinels}) > 1:
+            return False
+        return b"role:master" in ask(self.primary, "INFO", "replication") and b"state=online" in ask(
+            self.primary, "INFO", "replication"
+        )
+
+    def fail_over(self, dead: Server) -> None:
+        """Wait until the Sentinels name another server than one that was killed."""
+        until(
+            lambda: all(
+                int(ask(one, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)[1]) != dead.port for one in self.sentinels
+            ),
+            why="the Sentinels did not fail over",
+        )
+
+
+def _pairs(flat: list[bytes]) -> dict[str, str]:
+    texts = [item.decode() for item in flat]
+    return dict(zip(texts[::2], texts[1::2], strict=True))
+
+
+@contextlib.contextmanager
+def guarded(folder: Path, *options: str, sentinel_lines: Sequence[str] = ()) -> Iterator[Guarded]:
+    """Run two servers and three Sentinels for the length of a block, and return once all of them agree.
+
+    :param options: of the servers.
+    :param sentinel_lines: more lines for the Sentinels' configuration.
+    """
+    binary = binaries()["valkey"]
+    with contextlib.ExitStack() as stack:
+        servers = [
+            stack.enter_context(running(binary, folder / f"server-{number}", *QUICK, *options)) for number in (0, 1)
+        ]
+        sentinels = []
+        for number in range(3):
+            home = folder / f"sentinel-{number}"
+            home.mkdir(parents=True)
+            config = home / "sentinel.conf"
+            config.write_text(
+                f"sentinel monitor {SERVICE} 127.0.0.1 {servers[0].port} 2\n"
+                f"sentinel down-after-milliseconds {SERVICE} 1000\n"
+                f"sentinel failover-timeout {SERVICE} 4000\n" + "".join(f"{line}\n" for line in sentinel_lines)
+            )
+            sentinels.append(Sentinel(binary, home))
+        ask(servers[1], "REPLICAOF", "127.0.0.1", servers[0].port)
+        for one in sentinels:
+            one.start()
+            stack.callback(one.kill)
+            ask(one, "SENTINEL", "DEBUG", "INFO-PERIOD", 200, "PUBLISH-PERIOD", 200, "ASK-PERIOD", 200)
+        found = Guarded(servers, sentinels)
+        found.settle()
+        yield found
+
+
+class Sentinel(Server):
+    """A Sentinel; it keeps what it learned in its file."""
+
+    def command(self) -> list[str]:
+        """Say how it is started: its file comes first."""
+        return [self.binary, str(self.folder / "sentinel.conf"), "--sentinel", *super().command()[1:]]
