@@ -5,8 +5,9 @@
 -- ARGV[4]  run id, '-' for none
 -- ARGV[5]  maxlen, 0 for no bound
 -- ARGV[6]  'hold' or 'trim': what happens at maxlen to entries that a consumer group has not acknowledged
--- ARGV[7]  how many names of groups follow: only these count; 0 for all
--- then     the names, and the payloads
+-- ARGV[7]  '1' if headers follow each payload
+-- ARGV[8]  how many names of groups follow: only these count; 0 for all
+-- then     the names, and the payloads; with headers, each is followed by a JSON array of names and values, '' for none
 --
 -- Returns {'taken', trimmed, trimmed by this call}, {'conflict', held mark, trimmed}, {'foreign', value}, or
 -- {'full', room, trimmed, reason, id, group}, where the reason is
@@ -20,9 +21,9 @@ local SPARE = 1000 -- entries that a call may trim beyond the batch's size, wher
 local PAGE = 100 -- entries that are in the script's memory at a time
 local STEPS = 500 -- references to entries that no longer exist, looked at by one call
 
-local run, maxlen, overflow, named = ARGV[4], tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
-local first = 8 + named
-local size = #ARGV - first + 1
+local run, maxlen, overflow, named = ARGV[4], tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[8])
+local first, step = 9 + named, 1 + tonumber(ARGV[7])
+local size = (#ARGV - first + 1) / step
 
 local record, info, value = held()
 if not record then
@@ -68,7 +69,7 @@ local function done_by_all()
         counted[#counted + 1] = group['name']
     end
     if named > 0 then
-        counted = {unpack(ARGV, 8, 7 + named)}
+        counted = {unpack(ARGV, 9, 8 + named)}
     end
     local steps = STEPS
     local bound, inclusive, reason, holder
@@ -136,18 +137,30 @@ if maxlen > 0 and length + size > maxlen then
     end
 end
 
+-- Read before anything is written: one that cannot be read must not leave half a batch.
+local headers = {}
+if step == 2 then
+    for i = first, #ARGV, step do
+        headers[i] = ARGV[i + 1] ~= '' and cjson.decode(ARGV[i + 1]) or {}
+    end
+end
+
 -- What a user may lack the right to comes before the first entry, or a batch would be taken without its mark. This
 -- first write is also where a server that is out of memory says so.
 redis.call('HSET', marks, outbox, value)
 if trimmed > 0 then
     redis.call('XTRIM', stream, 'MAXLEN', '=', length - trimmed)
 end
-for i = first, #ARGV do
-    record.last = redis.call('XADD', stream, '*', 'data', ARGV[i])
+for i = first, #ARGV, step do
+    if step == 1 then
+        record.last = redis.call('XADD', stream, '*', 'data', ARGV[i])
+    else
+        record.last = redis.call('XADD', stream, '*', 'data', ARGV[i], unpack(headers[i]))
+    end
 end
 local added = describe_stream()['entries-added']
 record.added = added and string.format('%.0f', added) or '-'
-record.digest = digest(ARGV[#ARGV])
+record.digest = digest(ARGV[#ARGV - step + 1])
 record.trimmed, record.mark = record.trimmed + unread, ARGV[3]
 redis.call('HSET', marks, outbox, compose(record))
 return {'taken', record.trimmed, unread}

@@ -25,6 +25,7 @@ from owm_outbox import (
 )
 
 from .connection import CLIENT_OPTIONS, Backoff, OwnRetry, Server, check, connect, meaning
+from .headers import with_headers
 from .rights import missing_rights
 from .scripts import MARK_SCRIPT, SEND_SCRIPT, Script
 
@@ -42,6 +43,7 @@ OPTIONS: dict[str, Any] = {
     "maxlen": Annotated[int, msgspec.Meta(ge=0)],
     "overflow": Literal["hold", "trim"],
     "groups": Annotated[str, msgspec.Meta(min_length=1)],
+    "headers": Literal["none", "fields"],
     "retries": Annotated[int, msgspec.Meta(ge=0, le=100)],
     "backoff_base": _Positive,
     "backoff_cap": _Positive,
@@ -57,12 +59,13 @@ def marks_key(stream: str) -> str:
 
 
 class RedisStreamSink(Sink):
-    """Adds each task to a Redis Stream as an entry with one field, ``data``. Redis 6.2 and later, Valkey.
+    """Adds each task to a Redis Stream as an entry with a field ``data``. Redis 6.2 and later, Valkey.
 
     ``redis://user:password@host:6379/0?stream=s``, or ``rediss://`` for TLS. Options: ``stream``, required; ``maxlen``
     (0: no bound); ``overflow``: ``hold`` keeps what a consumer group has not acknowledged, and without a group what
     the current run delivered, and says that the sink is full, ``trim`` trims all the same; ``groups=a,b``: only these
-    count, and one that does not exist has read nothing; ``retries``, ``backoff_base``, ``backoff_cap`` (seconds) on
+    count, and one that does not exist has read nothing; ``headers=fields``: an entry's headers are more
+    fields, behind ``data``, and not left out; ``retries``, ``backoff_base``, ``backoff_cap`` (seconds) on
     connection errors; ``wait_replicas=N``: a batch counts as held once N replicas have it, too; ``wait_aof=N``: once N
     servers, this one first, have it in their append-only file on disk (Redis 7.2, Valkey); and redis-py's own, such as
     ``socket_timeout`` (5 s).
@@ -90,6 +93,7 @@ class RedisStreamSink(Sink):
         maxlen: int = 100_000,
         overflow: Literal["hold", "trim"] = "hold",
         groups: str = "",
+        headers: Literal["none", "fields"] = "none",
         retries: int = 8,
         backoff_base: float = 1.0,
         backoff_cap: float = 10.0,
@@ -104,6 +108,7 @@ class RedisStreamSink(Sink):
         self._groups = [name.strip() for name in groups.split(",")] if groups else []
         if "" in self._groups:
             raise ConfigurationError(f"{self._where}: groups={groups!r} has an empty name; write groups=a,b")
+        self._headers = headers == "fields"
         self._retries = retries
         self._backoff = Backoff(base=backoff_base, cap=backoff_cap)
         self._waits: list[tuple[str | int, ...]] = []  # what must be answered by enough copies before a write counts
@@ -151,6 +156,7 @@ class RedisStreamSink(Sink):
                     for entry in too_large
                 }
             )
+        payloads = with_headers(batch.entries, limit) if self._headers else [entry.payload for entry in batch.entries]
         args: list[str | bytes | int] = [
             batch.outbox_id,
             batch.after,
@@ -158,9 +164,10 @@ class RedisStreamSink(Sink):
             quote(batch.run_id, safe="") or "-",
             self._maxlen,
             self._overflow,
+            1 if self._headers else 0,
             len(self._groups),
             *self._groups,
-            *(entry.payload for entry in batch.entries),
+            *payloads,
         ]
         with self._translated():
             reply: Any = self._confirmed(batch.outbox_id, self._script(SEND_SCRIPT, args))
