@@ -14,7 +14,7 @@ from support.servers import Server
 from support.streams import entries
 
 TRACE = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "content-type": "application/json"}
-ODD = {"": "empty name", "empty value": "", "Zürich": "東京 \0 \n \" \\ \u2028 😀", "1": "2", "Data": "x"}
+ODD = {"": "empty name", "empty value": "", "Zürich": '東京 \0 \n " \\ \u2028 😀', "1": "2", "Data": "x"}
 
 
 def _batch(*headers: Mapping[str, str], after: Mark | str = "", first: int = 1) -> Batch:
@@ -50,7 +50,7 @@ def test_headers_are_fields_behind_the_task(server: Server, stream: str) -> None
 
 
 def test_the_mark_is_borne_out_with_headers_and_without(server: Server, stream: str) -> None:
-    """The option may change between two runs: the mark that one left is held for the other, and lost with the stream."""
+    """The option may change between runs: the mark that one left is held for the other, and lost with the stream."""
     first = _batch(TRACE, TRACE)
     with _sink(server, stream, headers="fields") as sink:
         sink.send(first)

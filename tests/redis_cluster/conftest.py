@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from owm_outbox_backends.redis_stream.sink import MARK_SCRIPT, SEND_SCRIPT
 
 from support.producer import Producer
 from support.redis_cluster import Cluster, running_cluster
@@ -30,3 +33,12 @@ def cluster(shared_cluster: Cluster) -> Cluster:
 def producer(tmp_path: Path, stream: str) -> Producer:
     """Give a producer with an outbox of its own."""
     return Producer(tmp_path / "tasks.db", stream)
+
+
+@pytest.fixture(scope="session")
+def scripts() -> dict[str, str]:
+    """Name the scripts by their digests, for a proxy."""
+    return {
+        hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest(): name
+        for script, name in ((MARK_SCRIPT, "MARK"), (SEND_SCRIPT, "SEND"))
+    }

@@ -26,6 +26,7 @@ from owm_outbox import (
     RunReport,
     SinkUnavailable,
 )
+from owm_outbox.plugins import open_sink
 from owm_outbox_backends.redis_stream import RedisStreamSink
 from owm_outbox_backends.sqlite import SqliteOutbox
 
@@ -101,6 +102,23 @@ class After(Observer):
             self.failure = error
 
 
+class Each(Observer):
+    """Takes the next step after each batch that was delivered; one that fails must end the test."""
+
+    def __init__(self, steps: Iterator[object]) -> None:
+        self._steps = steps
+        self.taken = 0
+        self.failure: Exception | None = None
+
+    def batch_delivered(self, batch: Batch) -> None:
+        """Take a step."""
+        try:
+            next(self._steps, None)
+            self.taken += 1
+        except Exception as error:  # a relay logs what an observer raises
+            self.failure = error
+
+
 class Producer:
     """A job, an outbox file and the name of a stream."""
 
@@ -129,12 +147,14 @@ class Producer:
         return RedisStreamSink.from_url(URL(self.url(server, **options)))
 
     @contextlib.contextmanager
-    def relay(self, url: str, *observers: Observer, wait_for_room: float = 0) -> Iterator[OutboxRelay]:
+    def relay(
+        self, url: str, *observers: Observer, wait_for_room: float = 0, batch_size: int = BATCH
+    ) -> Iterator[OutboxRelay]:
         """Open outbox and sink, and put a relay between them."""
-        with RedisStreamSink.from_url(URL(url)) as sink, SqliteOutbox(self.path) as outbox:
-            yield OutboxRelay(outbox, sink, batch_size=BATCH, wait_for_room=wait_for_room, observers=observers)
+        with open_sink(url) as sink, SqliteOutbox(self.path) as outbox:
+            yield OutboxRelay(outbox, sink, batch_size=batch_size, wait_for_room=wait_for_room, observers=observers)
         for observer in observers:
-            if isinstance(observer, After) and observer.failure is not None:
+            if isinstance(observer, After | Each) and observer.failure is not None:
                 raise observer.failure
 
     def run(self, url: str, *observers: Observer, wait_for_room: float = 0) -> RunReport:

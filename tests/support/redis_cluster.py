@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
 from redis.crc import key_slot
+from redis.retry import Retry
 
 from support.servers import Server, binaries, free_port, running
 
@@ -30,10 +32,18 @@ def until(what: Callable[[], object], seconds: float = 30, *, why: str = "") -> 
 
 
 def ask(server: Server, *command: object) -> Any:
-    """Send one command on a connection of its own, and return the reply as it is."""
-    with server.client() as client:
+    """Send one command on a connection of its own, once, and return the reply as it is."""
+    with redis.Redis("127.0.0.1", server.port, socket_timeout=10, protocol=2, retry=Retry(NoBackoff(), 0)) as client:
         client.response_callbacks.clear()
         return client.execute_command(*command)
+
+
+def copied(replica: Server, stream: str) -> int:
+    """Return how many entries of a stream a replica has."""
+    with replica.client() as client, client.pipeline(transaction=False) as pipe:
+        pipe.execute_command("READONLY")  # in a cluster, it would send us to its primary
+        pipe.xlen(stream)
+        return int(pipe.execute(raise_on_error=False)[1])
 
 
 class Node(Server):
@@ -62,9 +72,14 @@ class Cluster:
     :param replicas: of each primary.
     """
 
-    def __init__(self, folder: Path, primaries: int = 3, replicas: int = 1) -> None:
-        self.nodes = [Node(folder / str(number)) for number in range(primaries * (1 + replicas))]
+    def __init__(self, folder: Path, primaries: int, replicas: int, *options: str) -> None:
+        self.nodes = [Node(folder / str(number), *options) for number in range(primaries * (1 + replicas))]
         self._primaries = primaries
+
+    @property
+    def primaries(self) -> list[Node]:
+        """Those that began as primaries."""
+        return self.nodes[: self._primaries]
 
     def start(self) -> None:
         """Start the nodes, and return once all of them agree."""
@@ -84,7 +99,7 @@ class Cluster:
 
     def settle(self) -> None:
         """Wait until every node is up, knows the same owners as all others, and follows its primary."""
-        until(self._is_settled, 60, why="the nodes of the cluster did not come to agree")
+        until(self._is_settled, 30, why="the nodes of the cluster did not come to agree")
 
     def _is_settled(self) -> bool:
         infos = [ask(node, "CLUSTER", "INFO") for node in self.nodes]
@@ -134,24 +149,34 @@ class Cluster:
         until(lambda: self.owner(key) is not dead, why="no replica took over")
         return self.owner(key)
 
-    def move(self, key: str, target: Node, *, between: Callable[[], object] = lambda: None) -> None:
-        """Move the slot of a key to another primary with all its keys.
+    def others(self, node: Node) -> list[Node]:
+        """Return the other primaries."""
+        return [
+            other for other in self.nodes if other is not node and b"role:master" in ask(other, "INFO", "replication")
+        ]
 
-        :param between: called while the slot is on its way.
-        """
+    def moving(self, key: str, target: Node) -> Iterator[None]:
+        """Move the slot of a key to another primary, one step at a time: announced, without its keys, done."""
         slot, source = key_slot(key.encode()), self.owner(key)
         ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
         ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", target.id)
-        between()
+        yield
         while keys := ask(source, "CLUSTER", "GETKEYSINSLOT", slot, 100):
-            ask(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
-        between()
+            self.migrate(source, target, *keys)
+        yield
         for node in (target, source):
             ask(node, "CLUSTER", "SETSLOT", slot, "NODE", target.id)
+        yield
 
-    def client(self) -> redis.RedisCluster:
-        """Return a client of its own, as a worker has it."""
-        return redis.RedisCluster(host="127.0.0.1", port=self.nodes[0].port, protocol=2)
+    def move(self, key: str, target: Node) -> None:
+        """Move the slot of a key to another primary with all its keys."""
+        for _ in self.moving(key, target):
+            pass
+
+    @staticmethod
+    def migrate(source: Node, target: Node, *keys: str | bytes) -> None:
+        """Move keys of a slot that is on its way."""
+        ask(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
 
     def empty(self) -> None:
         """Remove all keys."""
@@ -171,9 +196,12 @@ def _parts(line: str) -> tuple[str, tuple[str, ...]]:
 
 
 @contextlib.contextmanager
-def running_cluster(folder: Path, primaries: int = 3, replicas: int = 1) -> Iterator[Cluster]:
-    """Run a cluster for the length of a block."""
-    cluster = Cluster(folder, primaries, replicas)
+def running_cluster(folder: Path, primaries: int = 3, replicas: int = 1, *options: str) -> Iterator[Cluster]:
+    """Run a cluster for the length of a block.
+
+    :param options: of each server.
+    """
+    cluster = Cluster(folder, primaries, replicas, *options)
     try:
         cluster.start()
         yield cluster
@@ -190,7 +218,7 @@ class Guarded:
     :param servers: the two; which of them is the primary changes.
     """
 
-    def __init__(self, servers: list[Server], sentinels: list[Server]) -> None:
+    def __init__(self, servers: Sequence[Server], sentinels: Sequence[Server]) -> None:
         self.servers = servers
         self.sentinels = sentinels
 
@@ -214,7 +242,7 @@ class Guarded:
 
     def settle(self) -> None:
         """Wait until the replica follows, and all Sentinels know it, one another, and the same primary."""
-        until(self._is_settled, 60, why="the Sentinels did not come to agree")
+        until(self._is_settled, 30, why="the Sentinels did not come to agree")
 
     def _is_settled(self) -> bool:
         for one in self.sentinels:
@@ -246,36 +274,44 @@ def _pairs(flat: list[bytes]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def guarded(folder: Path, *options: str, sentinel_lines: Sequence[str] = ()) -> Iterator[Guarded]:
-    """Run two servers and three Sentinels for the length of a block, and return once all of them agree.
+def watching(folder: Path, address: str, count: int = 1, *lines: str) -> Iterator[list[Server]]:
+    """Run Sentinels for the length of a block.
 
-    :param options: of the servers.
-    :param sentinel_lines: more lines for the Sentinels' configuration.
+    :param address: of the primary.
+    :param lines: more of their configuration.
     """
-    binary = binaries()["valkey"]
+    host, _, port = address.partition(":")
     with contextlib.ExitStack() as stack:
-        servers = [
-            stack.enter_context(running(binary, folder / f"server-{number}", *QUICK, *options)) for number in (0, 1)
-        ]
-        sentinels = []
-        for number in range(3):
+        found: list[Server] = []
+        for number in range(count):
             home = folder / f"sentinel-{number}"
             home.mkdir(parents=True)
-            config = home / "sentinel.conf"
-            config.write_text(
-                f"sentinel monitor {SERVICE} 127.0.0.1 {servers[0].port} 2\n"
-                f"sentinel down-after-milliseconds {SERVICE} 1000\n"
-                f"sentinel failover-timeout {SERVICE} 4000\n" + "".join(f"{line}\n" for line in sentinel_lines)
+            of_service = (
+                f"monitor {SERVICE} {host} {port} {count // 2 + 1}",
+                f"down-after-milliseconds {SERVICE} 1000",
+                f"failover-timeout {SERVICE} 4000",
             )
-            sentinels.append(Sentinel(binary, home))
-        ask(servers[1], "REPLICAOF", "127.0.0.1", servers[0].port)
-        for one in sentinels:
-            one.start()
+            config = [*(f"sentinel {line}" for line in of_service), *lines]
+            (home / "sentinel.conf").write_text("".join(f"{line}\n" for line in config))
+            one = Sentinel(binaries()["valkey"], home)
             stack.callback(one.kill)
-            ask(one, "SENTINEL", "DEBUG", "INFO-PERIOD", 200, "PUBLISH-PERIOD", 200, "ASK-PERIOD", 200)
-        found = Guarded(servers, sentinels)
-        found.settle()
+            one.start()
+            found.append(one)
         yield found
+
+
+@contextlib.contextmanager
+def guarded(folder: Path) -> Iterator[Guarded]:
+    """Run two servers and three Sentinels for the length of a block, and return once all of them agree."""
+    binary = binaries()["valkey"]
+    with running(binary, folder / "one", *QUICK) as first, running(binary, folder / "two", *QUICK) as second:
+        ask(second, "REPLICAOF", "127.0.0.1", first.port)
+        with watching(folder, first.address, 3) as sentinels:
+            for one in sentinels:
+                ask(one, "SENTINEL", "DEBUG", "INFO-PERIOD", 200, "PUBLISH-PERIOD", 200, "ASK-PERIOD", 200)
+            found = Guarded([first, second], sentinels)
+            found.settle()
+            yield found
 
 
 class Sentinel(Server):
