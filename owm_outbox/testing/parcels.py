@@ -8,10 +8,22 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from owm_outbox.entry import NOTHING, Batch, Entry, Key, Mark
+from owm_outbox.errors import SinkFull
 from owm_outbox.job import Job, Page
 from owm_outbox.run import Run
+from owm_outbox.sink import Sink
 
-__all__ = ["Parcel", "ParcelJob", "batch_of", "numbers", "parcel_batch", "parcel_batches", "parcel_mark", "payloads"]
+__all__ = [
+    "Parcel",
+    "ParcelJob",
+    "batch_of",
+    "deliver",
+    "numbers",
+    "parcel_batch",
+    "parcel_batches",
+    "parcel_mark",
+    "payloads",
+]
 
 _LEASE = "5ca1ab1e"
 
@@ -82,6 +94,18 @@ def batch_of(outbox_id: str, after: int, entries: Sequence[Entry]) -> Batch:
     """Make a batch of these entries, with the marks of `parcel_mark`."""
     mark = parcel_mark(outbox_id, entries[-1].position)
     return Batch(outbox_id, parcel_mark(outbox_id, after), tuple(entries), mark)
+
+
+def deliver(sink: Sink, batch: Batch) -> None:
+    """Send a batch as a relay does: in smaller ones, if ``SinkFull.room`` says that the sink takes fewer at once."""
+    try:
+        sink.send(batch)
+    except SinkFull as full:
+        if not 0 < full.room < len(batch.entries):
+            raise
+        part = batch_of(batch.outbox_id, batch.after.position, batch.entries[: full.room])
+        sink.send(part)
+        deliver(sink, batch_of(batch.outbox_id, part.mark.position, batch.entries[full.room :]))
 
 
 def payloads(*batches: Batch) -> list[bytes]:

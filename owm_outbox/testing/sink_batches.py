@@ -5,7 +5,7 @@ from __future__ import annotations
 from owm_outbox.entry import Entry
 from owm_outbox.sink import Sink
 from owm_outbox.testing.destination import Destination
-from owm_outbox.testing.parcels import batch_of, parcel_batch, parcel_batches, payloads
+from owm_outbox.testing.parcels import batch_of, deliver, parcel_batch, parcel_batches, payloads
 from owm_outbox.testing.sink_fixtures import SinkFixtures
 
 __all__ = ["SinkBatches"]
@@ -53,7 +53,7 @@ class SinkBatches(SinkFixtures):
         """A relay may be told to send thousands of entries per batch: each of them is there, and stays there."""
         batches = parcel_batches(outbox_id, _ENTRIES, _ENTRIES)
         for batch in batches:
-            sink.send(batch)
+            deliver(sink, batch)
         held = list(destination.payloads())
         assert len(held) == 2 * _ENTRIES, (
             f"two batches of {_ENTRIES} entries were sent, but {len(held)} entries are held"

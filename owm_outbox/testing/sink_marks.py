@@ -11,7 +11,7 @@ from owm_outbox.entry import Mark
 from owm_outbox.errors import MarkConflict
 from owm_outbox.sink import Sink
 from owm_outbox.testing.destination import Destination
-from owm_outbox.testing.parcels import parcel_batch, parcel_batches, parcel_mark, payloads
+from owm_outbox.testing.parcels import deliver, parcel_batch, parcel_batches, parcel_mark, payloads
 from owm_outbox.testing.refusal import Refusal
 from owm_outbox.testing.sink_fixtures import SinkFixtures, needs_mark
 
@@ -97,7 +97,7 @@ class SinkMarks(SinkFixtures):
     ) -> None:
         """However many entries a batch has, its mark is stored with it, and compared before it is taken."""
         batch = parcel_batch(outbox_id, 0, _MANY)
-        sink.send(batch)
+        deliver(sink, batch)
         held = sink.mark(outbox_id)
         assert held == batch.mark, f"a batch of {_MANY} entries was sent, but its mark is not held: {held!r} is"
         with Refusal(f"a batch of {_MANY} entries that is held was sent again", MarkConflict) as refusal:
