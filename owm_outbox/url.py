@@ -29,6 +29,7 @@ def redacted(text: str) -> str:
 
     The text need not be a valid URL. Where it is not clear what is a password, more is masked rather than less.
     """
+    text = _TOKEN.sub(r"\1***@", text, count=1)
     shown, masked = _USERINFO.subn(r"\1***@", text, count=1)
     if not masked:
         shown = _USERINFO_ODD.sub(_masked_odd, text, count=1)
@@ -49,6 +50,8 @@ _NO_PORT = re.compile(
     rf"(?!\d*(?:[/?#]|$)|\d+{_MORE_HOSTS}(?:[/?#]|$)).*$",
     re.DOTALL,
 )
+# In a URL of NATS, a user without a password is a token.
+_TOKEN = re.compile(r"^((?:nats|tls):/*)[^:?#@]+@", re.IGNORECASE)
 
 
 def _masked_odd(found: re.Match[str]) -> str:

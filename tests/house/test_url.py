@@ -157,6 +157,9 @@ def test_options_can_be_taken_out_for_a_client(text: str, left: str) -> None:
         "redis://host:6379/0?stream=s&maxlen=5",
         "redis://user@host/0",
         "redis://[::1]:6379/0",
+        "redis://one:6379,two:6380/0",
+        "nats://[::1]:4222,[::2]:4222,three:4222/TASKS?subject=tasks",
+        "nats://host:4222/TASKS?subject=tasks&creds=/home/me@work/creds",
         "redis://host/0?stream=a@b:c",
         "redis+cluster://h1:7000,h2:7001,[::1]:7002/0?stream=a@b",
         "nats://h1:4222,h2:4222/STREAM",
@@ -192,6 +195,10 @@ def test_a_url_without_a_password_is_shown_as_it_is(text: str) -> None:
             f"redis+sentinel://h1:1,h2:2/0?sentinel_password={SECRET}",
             "redis+sentinel://h1:1,h2:2/0?sentinel_password=***",
         ),
+        (f"nats://{SECRET}@host:4222/TASKS", "nats://***@host:4222/TASKS"),
+        (f"tls://{SECRET}@one:4222,two:4222/TASKS", "tls://***@one:4222,two:4222/TASKS"),
+        (f"nats://{SECRET}/x@host/TASKS", "nats://***@host/TASKS"),
+        (f"nats://user:{SECRET}@one:4222,two:4222/TASKS", "nats://user:***@one:4222,two:4222/TASKS"),
     ],
 )
 def test_a_password_is_masked_and_the_rest_is_shown(text: str, shown: str) -> None:
