@@ -50,6 +50,17 @@ def lines(buffer: bytes | bytearray, start: int = 0) -> int | None:
     return buffer.find(b"\n", start) + 1 or None
 
 
+def messages(buffer: bytes | bytearray, start: int = 0) -> int | None:
+    """Frame what NATS speaks: lines, some of which say how many bytes follow."""
+    end = buffer.find(b"\r\n", start) + 2
+    if end < 2:
+        return None
+    word, *rest = buffer[start:end].split()
+    if word.upper() in (b"MSG", b"HMSG", b"PUB", b"HPUB"):
+        end += int(rest[-1]) + 2
+    return end if end <= len(buffer) else None
+
+
 def chunks(buffer: bytes | bytearray, start: int = 0) -> int | None:
     """Frame nothing: what comes in one piece is one message."""
     return len(buffer) if len(buffer) > start else None
@@ -182,10 +193,11 @@ class FaultProxy:
         command: str | None = None,
         then: Then = "cut",
         *,
+        containing: bytes = b"",
         once_each: bool = False,
     ) -> Fault:
         """Keep a reply from the client although the server did its part; then reset the connection, or let it hang."""
-        return self._add(Fault("reply", then, at, command, once_each=once_each))
+        return self._add(Fault("reply", then, at, command, containing, once_each))
 
     def cut_reply(self, at: int | Container[int] = 1, command: str | None = None, passing: int | None = None) -> Fault:
         """Reset the connection when half of a reply, or ``passing`` bytes of it, reached the client."""
