@@ -22,7 +22,7 @@ __all__ = ["NatsConnection", "Session", "Stream"]
 
 T = TypeVar("T")
 
-_OLDEST = (2, 12)
+_OLDEST = (2, 12, 1)  # 2.12.0 takes no batch that expects a sequence
 _CLOSING = 0.5  # seconds for an orderly end, before a connection is abandoned
 
 # Said of each connection with TLS that the server closes, because of how nats-py makes them; it means nothing.
@@ -42,11 +42,15 @@ class Stream:
 
 
 class _Client(Client):
-    """nats-py's client, which looks at what a server says of itself before it says who we are."""
+    """nats-py's client, which looks at what a server says of itself before it says who we are.
 
-    def __init__(self, address: Address) -> None:
+    :param lost: called as soon as the connection is closed, from whatever side.
+    """
+
+    def __init__(self, address: Address, lost: Callable[[], None]) -> None:
         super().__init__()
         self._address = address
+        self._lost = lost
         self.has_jetstream = True
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
@@ -61,13 +65,22 @@ class _Client(Client):
         self.has_jetstream = bool(info.get("jetstream"))
         await super()._process_info(info, initial_connection)
 
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        # nats-py calls back when it is done with closing, and not at all if it fails to send what was left.
+        self._lost()
+        with contextlib.suppress(OSError):  # there is nobody any more to send it to
+            await super()._close(status, do_cbs)
+        if self._transport is not None:
+            self._transport.close()  # type: ignore[no-untyped-call]  # nats-py leaves it untyped
+
 
 class Session:
     """A connection while it lasts. Its methods are for coroutines on the loop of its `NatsConnection`."""
 
     def __init__(self, address: Address) -> None:
         self._address = address
-        self.client = _Client(address)
+        self._connected = False
+        self.client = _Client(address, self._lost)
         """nats-py's."""
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done, with an exception, as soon as nothing that was asked will be answered any more."""
@@ -94,21 +107,15 @@ class Session:
             except Exception as error:
                 await self.close()
                 found.append(await meaning(error, self._address, host, port))
-                self.client = _Client(self._address)
+                self.client = _Client(self._address, self._lost)
         raise next((error for error in found if isinstance(error, ConfigurationError)), found[0])
 
     async def _connect(self, host: str, port: int) -> None:
-        connected = False
-
         async def failed(error: Exception) -> None:
-            if not connected:  # without this, nats-py tries the same host again and again
+            if not self._connected:  # without this, nats-py tries the same host again and again
                 raise error
             if "permissions violation" in str(error) and not self.broken.done():
                 self.broken.set_exception(error)
-
-        async def closed() -> None:
-            if connected and not self.broken.done():
-                self.broken.set_exception(ConnectionError("the connection was lost"))
 
         name = f"[{host}]" if ":" in host else host
         await self.client.connect(
@@ -117,19 +124,23 @@ class Session:
             allow_reconnect=False,  # a retry asks what is held; a client's own would only repeat
             connect_timeout=self._address.timeout,  # type: ignore[arg-type]  # any number will do
             error_cb=failed,
-            closed_cb=closed,
             tls=self._address.tls,
             **self._address.who,
         )
-        connected = True
         version = self.client.connected_server_version
-        if (version.major, version.minor) < _OLDEST:
+        found = version.major, version.minor, version.patch
+        if found < _OLDEST:
             raise ConfigurationError(
-                f"the server is nats-server {version.major}.{version.minor}.{version.patch}, and atomic batches need "
-                "2.12: upgrade it"
+                f"the server is nats-server {'.'.join(map(str, found))}, and atomic batches with a mark need "
+                f"{'.'.join(map(str, _OLDEST))}: upgrade it"
             )
         if not self.client.is_connected:
             raise ConnectionError("the connection was closed before the server let us in")
+        self._connected = True
+
+    def _lost(self) -> None:
+        if self._connected and not self.broken.done():
+            self.broken.set_exception(ConnectionError("the connection was lost"))
 
     async def publish(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
         """Send a message whose answer nobody waits for."""

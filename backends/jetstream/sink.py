@@ -95,7 +95,7 @@ def headers_of(entry: Entry) -> dict[str, str]:
 
 
 class JetStreamSink(Sink):
-    """Publishes each task as a message to a NATS JetStream stream. nats-server 2.12 and later.
+    """Publishes each task as a message to a NATS JetStream stream. nats-server 2.12.1 and later.
 
     ``nats://user:password@host:4222/STREAM?subject=tasks``, or ``tls://``; several hosts with commas between, a token
     instead of the user. Options: ``subject``, required; ``creds`` or ``nkey``, files that say who we are; ``ca_file``,
@@ -203,7 +203,9 @@ class JetStreamSink(Sink):
         except JetStreamError as error:
             if error.code in _WRONG_SEQUENCE:
                 held, _ = await self._held(session, batch.outbox_id)
-                raise await self._conflict(session, held) from error
+                if held != batch.after:
+                    raise await self._conflict(session, held) from error
+                # Else another batch for this outbox was under way: the last attempt, or another relay's.
             if error.code in _FULL:
                 raise await self._full(session, batch, messages, last, error) from error
             if error.code == _TOO_LARGE:

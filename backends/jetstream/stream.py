@@ -66,7 +66,7 @@ def _problems(found: Mapping[str, Any], subject: str) -> Iterable[str]:
         if not any(_covers(pattern, needed) for pattern in found.get("subjects") or ()):
             yield f"add {needed!r} to its subjects"
     if not found.get("allow_atomic"):
-        yield "set allow_atomic: a batch is taken as a whole (nats-server 2.12)"
+        yield "set allow_atomic: a batch is taken as a whole (nats-server 2.12.1)"
     if not found.get("allow_rollup_hdrs"):
         yield "set allow_rollup_hdrs: a mark replaces the one before"
     if found.get("retention") == "interest":

@@ -89,10 +89,10 @@ def test_a_server_of_another_kind(words: bytes) -> None:
 
 
 def test_an_old_server() -> None:
-    """Before 2.12, a server would store the messages of a batch one by one: it is told apart before any is sent."""
+    """Before 2.12.1, a server would store the messages of a batch one by one: it is told apart before any is sent."""
     with _greeting(OLD) as address:
         assert refusal(f"nats://{address}/TASKS?subject=tasks").endswith(
-            "the server is nats-server 2.11.11, and atomic batches need 2.12: upgrade it"
+            "the server is nats-server 2.11.11, and atomic batches with a mark need 2.12.1: upgrade it"
         )
 
 
