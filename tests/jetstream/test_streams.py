@@ -135,6 +135,18 @@ def test_a_stream_that_is_changed_meanwhile(bare: NatsServer) -> None:
             sink.send(parcel_batch("box", 6, 3))
 
 
+def test_lanes_share_a_stream(bare: NatsServer) -> None:
+    """One stream for all lanes, with a subject and marks for each, and one consumer of all tasks."""
+    bare.make("TASKS", "tasks", subjects=["tasks.*", "tasks.*.mark.*"])
+    _consumer(bare, filter_subject="tasks.*")
+    for lane in range(3):
+        with open_sink(bare.url("TASKS", f"tasks.{lane}", retries=0)) as sink:
+            sink.send(batch := parcel_batch("box", 0, 3))
+            assert sink.mark("box") == batch.mark
+    assert len(bare.do(lambda client: _take(client, 9))) == 9
+    assert bare.api("STREAM.INFO.TASKS")["state"]["messages"] == 3
+
+
 # -- consumers and marks
 
 
