@@ -10,7 +10,7 @@ import errno
 import os
 import resource
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -50,9 +50,13 @@ def cut_requests(after: int = 500) -> Iterator[None]:
             _cut(connection)
         return len(whole)
 
+    def send_parts(connection: socket.socket, parts: Iterable[Any], *rest: Any) -> int:  # asyncio's, from Python 3.12
+        return send(connection, b"".join(parts))
+
     with (
         mock.patch.object(socket.socket, "send", send),
         mock.patch.object(socket.socket, "sendall", send),
+        mock.patch.object(socket.socket, "sendmsg", send_parts),
     ):
         yield
 
