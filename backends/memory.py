@@ -188,8 +188,13 @@ class MemoryOutbox(Outbox, DeadLetterStore):
                 dead=sum(row.reason is not None for row in self._rows.values()),
                 acknowledged=self._acknowledged,
                 last_position=self._last,
-                runs=tuple(self._runs.values())[:-11:-1],
+                runs=self.runs(10),
             )
+
+    def runs(self, limit: int) -> Sequence[RunRecord]:
+        """Return the newest runs."""
+        with self._mutex:
+            return tuple(reversed(self._runs.values()))[:limit]
 
     # -- dead letters
 
@@ -198,7 +203,16 @@ class MemoryOutbox(Outbox, DeadLetterStore):
         with self._mutex:
             letters = [
                 DeadLetter(
-                    position, row.task_id, row.payload, row.reason, row.rejected_at, row.first_rejected_at, row.times
+                    position,
+                    row.task_id,
+                    row.payload,
+                    row.reason,
+                    row.rejected_at,
+                    row.first_rejected_at,
+                    row.times,
+                    row.run,
+                    row.key,
+                    row.headers,
                 )
                 for position, row in self._rows.items()
                 if row.reason is not None and row.rejected_at is not None and row.first_rejected_at is not None

@@ -97,6 +97,17 @@ class Outbox(ABC):
         url.options()
         return cls()
 
+    @classmethod
+    def look_at(cls, url: URL) -> Outbox:
+        """Open the outbox that ``url`` names for those who only look: ``stats``, ``runs`` and ``dead_letters``.
+
+        An outbox that can be read with fewer rights than a relay needs, and without leaving a trace, does so here. What
+        else is called on it may raise. This default opens it as a relay does, but makes nothing.
+
+        :raises ConfigurationError: see ``from_url``; so does OutboxInvalid.
+        """
+        return cls.from_url(url, create=False)
+
     # -- what an author writes
 
     @property
@@ -180,6 +191,13 @@ class Outbox(ABC):
         """Return what the outbox holds, as one consistent view."""
 
     # -- what follows from it
+
+    def runs(self, limit: int) -> Sequence[RunRecord]:
+        """Return the newest runs, newest first, this many at most.
+
+        This default knows those that are in ``stats``; an outbox that keeps more gives more.
+        """
+        return self.stats().runs[:limit]
 
     @property
     def id(self) -> str:

@@ -23,6 +23,7 @@ __all__ = [
     "Plugin",
     "job_names",
     "load_job",
+    "look_at_outbox",
     "open_outbox",
     "open_sink",
     "outbox_class",
@@ -94,6 +95,15 @@ def open_outbox(url: str, *, create: bool = True) -> Outbox:
     """
     parsed = URL(url)
     return outbox_class(parsed.scheme).from_url(parsed, create=create)
+
+
+def look_at_outbox(url: str) -> Outbox:
+    """Open the outbox that a URL names to look at it only; see `Outbox.look_at`.
+
+    :raises ConfigurationError: see ``open_outbox``; so does OutboxInvalid.
+    """
+    parsed = URL(url)
+    return outbox_class(parsed.scheme).look_at(parsed)
 
 
 def open_sink(url: str) -> Sink:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -40,6 +40,8 @@ class DeadLetter:
     :param rejected_at: when it was rejected last, timezone-aware.
     :param first_rejected_at: when it was rejected for the first time, timezone-aware.
     :param times: how often, by one run or by several.
+    :param run: the id of the run that it belongs to, ``None`` for an application's task.
+    :param key: ``None`` for a task that has none.
     """
 
     position: int
@@ -49,6 +51,9 @@ class DeadLetter:
     rejected_at: datetime
     first_rejected_at: datetime
     times: int
+    run: str | None = None
+    key: Key | None = None
+    headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
 
 
 def _encode_other(value: Any) -> Any:

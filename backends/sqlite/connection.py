@@ -6,9 +6,10 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
 from owm_outbox import OutboxInvalid, OutboxUnavailable, StateStore
@@ -16,19 +17,23 @@ from owm_outbox import OutboxInvalid, OutboxUnavailable, StateStore
 from .file import DatabaseFile
 from .schema import APPLICATION_ID, prepare
 
-__all__ = ["Database", "FileState"]
+__all__ = ["NO_SHARED_MEMORY", "Database", "FileState", "error_code", "translated"]
 
 log = logging.getLogger("owm_outbox.sqlite")
 
-_MAX_WAL = 8 * 2**20  # bytes
-_MAX_FREE = 64 * 2**20  # bytes of free pages that a file keeps for the next run
-_VACUUMED_PAGES = 1024  # per commit
-_NO_SHARED_MEMORY = (
+T = TypeVar("T")
+
+NO_SHARED_MEMORY = (
     sqlite3.SQLITE_IOERR_SHMOPEN,
     sqlite3.SQLITE_IOERR_SHMSIZE,
     sqlite3.SQLITE_IOERR_SHMLOCK,
     sqlite3.SQLITE_IOERR_SHMMAP,
 )
+"""What SQLite says on a file system that maps no shared memory."""
+
+_MAX_WAL = 8 * 2**20  # bytes
+_MAX_FREE = 64 * 2**20  # bytes of free pages that a file keeps for the next run
+_VACUUMED_PAGES = 1024  # per commit
 
 
 class Database:
@@ -64,7 +69,7 @@ class Database:
             try:
                 return self._prepared()
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode not in _NO_SHARED_MEMORY:
+                if error.sqlite_errorcode not in NO_SHARED_MEMORY:
                     raise
                 if self._shared:
                     raise OutboxInvalid(
@@ -126,6 +131,19 @@ class Database:
             finally:
                 conn.execute("COMMIT")
 
+    def check(self) -> None:
+        """Raise if the path does not name the files in use any more."""
+        self.file.check()
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the file for one relay; see `DatabaseFile.locked`."""
+        return self.file.locked()
+
+    def look(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what a function finds that reads one state of the file."""
+        with self.snapshot() as conn:
+            return query(conn)
+
     def fold_wal(self) -> None:
         """Fold a large WAL into the file, unless that would mean to wait.
 
@@ -162,7 +180,7 @@ class Database:
         try:
             self._conn.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
-            if _code(error) != sqlite3.SQLITE_BUSY:
+            if error_code(error) != sqlite3.SQLITE_BUSY:
                 raise
             return False
         finally:
@@ -189,13 +207,9 @@ class Database:
                 self._folding.close()
             self._conn.close()
 
-    @contextmanager
-    def translated(self) -> Iterator[None]:
+    def translated(self) -> AbstractContextManager[None]:
         """Raise our errors instead of SQLite's."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise _meaning(error, self.path) from error
+        return translated(self.path)
 
 
 class FileState(StateStore):
@@ -206,8 +220,9 @@ class FileState(StateStore):
 
     def get(self, name: str) -> bytes | None:
         """Return the value last set under ``name``."""
-        with self._db.reading() as conn:
-            row = conn.execute("SELECT value FROM outbox_state WHERE name = ?", (name,)).fetchone()
+        row = self._db.look(
+            lambda conn: conn.execute("SELECT value FROM outbox_state WHERE name = ?", (name,)).fetchone()
+        )
         return None if row is None else bytes(row[0])
 
     def set(self, name: str, value: bytes) -> None:
@@ -216,17 +231,27 @@ class FileState(StateStore):
             conn.execute("INSERT OR REPLACE INTO outbox_state (name, value) VALUES (?, ?)", (name, value))
 
 
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Raise our errors instead of SQLite's."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _meaning(error, path) from error
+
+
 def _fold(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
 
-def _code(error: sqlite3.Error) -> int:
+def error_code(error: sqlite3.Error) -> int:
+    """Return SQLite's primary code of an error, 0 if it has none."""
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
 
 
 def _meaning(error: sqlite3.Error, path: Path) -> OutboxInvalid | OutboxUnavailable:
     """Say what an error of SQLite means for the caller."""
-    code = _code(error)
+    code = error_code(error)
     if code == sqlite3.SQLITE_FULL:
         return OutboxUnavailable(
             f"there is no room left for {path} ({error}): nothing of this page was kept; "

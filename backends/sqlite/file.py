@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from owm_outbox import OutboxInvalid, OutboxLocked, OutboxUnavailable
 
-__all__ = ["DatabaseFile", "absolute"]
+__all__ = ["DatabaseFile", "absolute", "foreign", "refuse_unsafe_files"]
 
 _SMALLEST = 512  # bytes of a database with anything in it: one page of the smallest size
 
@@ -52,7 +52,7 @@ class DatabaseFile:
             if create:
                 self._make(application_id)
             found = path.lstat()
-            self._refuse_unsafe_files()
+            refuse_unsafe_files(path, own=True)
             if found.st_size and application_id is not None:
                 self._refuse_foreign(application_id)
         except OSError as error:
@@ -100,15 +100,6 @@ class DatabaseFile:
             if not self.path.exists():
                 new.rename(self.path)
 
-    def _refuse_unsafe_files(self) -> None:
-        for suffix in ("", "-wal", "-shm", "-journal"):
-            path = Path(f"{self.path}{suffix}")
-            try:
-                found = path.lstat()
-            except FileNotFoundError:
-                continue
-            _refuse_unsafe(path, found)
-
     def _refuse_foreign(self, application_id: int) -> None:
         """Read the header through SQLite, as a file that nobody changes, so that a foreign one stays as it is.
 
@@ -131,10 +122,7 @@ class DatabaseFile:
                 f"{self.path} is not an SQLite file, so it is not an outbox: name another path"
             ) from error
         if found != application_id:
-            raise OutboxInvalid(
-                f"{self.path} is an SQLite file of another program: name another path, or say shared=true if it is "
-                "the database of an application that appends within its own transactions"
-            )
+            raise foreign(self.path)
 
     def _application_id(self, option: str) -> int:
         uri = f"file:{quote(os.fsencode(self.path))}?mode=ro&{option}"
@@ -146,7 +134,7 @@ class DatabaseFile:
 
         :raises OutboxInvalid: somebody else put a file in the place of one of them meanwhile.
         """
-        self._refuse_unsafe_files()
+        refuse_unsafe_files(self.path, own=True)
         for suffix in ("", "-wal"):
             path = Path(f"{self.path}{suffix}")
             self._watched[path] = _inode(path.lstat())
@@ -185,7 +173,7 @@ class DatabaseFile:
             ) from error
         try:
             found = os.fstat(fd)
-            _refuse_unsafe(path, found)
+            _refuse_unsafe(path, found, own=True)
             if found.st_mode & 0o600 != 0o600:  # a umask has taken our own rights away
                 os.fchmod(fd, 0o600)
             try:
@@ -205,16 +193,38 @@ class DatabaseFile:
             os.close(fd)
 
 
+def refuse_unsafe_files(path: Path, *, own: bool) -> None:
+    """Raise if the database, or one of the files that SQLite keeps next to it, is not a regular file.
+
+    :param own: they must be the user's own, too.
+    """
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        file = Path(f"{path}{suffix}")
+        try:
+            found = file.lstat()
+        except FileNotFoundError:
+            continue
+        _refuse_unsafe(file, found, own=own)
+
+
+def foreign(path: Path) -> OutboxInvalid:
+    """Return the error that says whose file this is."""
+    return OutboxInvalid(
+        f"{path} is an SQLite file of another program: name another path, or say shared=true if it is "
+        "the database of an application that appends within its own transactions"
+    )
+
+
 def _is_damage(error: sqlite3.DatabaseError) -> bool:
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF == sqlite3.SQLITE_CORRUPT
 
 
-def _refuse_unsafe(path: Path, found: os.stat_result) -> None:
+def _refuse_unsafe(path: Path, found: os.stat_result, *, own: bool) -> None:
     if stat.S_ISLNK(found.st_mode):
         raise OutboxInvalid(f"{path} is a symbolic link; an outbox is never opened through one: name its target")
     if not stat.S_ISREG(found.st_mode):
         raise OutboxInvalid(f"{path} is not a regular file: name another path")
-    if found.st_uid != os.geteuid():
+    if own and found.st_uid != os.geteuid():
         raise OutboxInvalid(f"{path} belongs to user {found.st_uid}, not to you: name another path")
 
 

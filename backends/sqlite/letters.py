@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from owm_outbox import DeadLetter, NewEntry
 
-from .rows import aware, storable
+from .rows import aware, headers_of, key_of, storable
 
 __all__ = ["insert_letters", "letters_after", "reject_entry", "retry_letter"]
 
@@ -70,13 +70,16 @@ def _merge(conn: sqlite3.Connection, position: int) -> None:
 def letters_after(conn: sqlite3.Connection, position: int, limit: int) -> list[DeadLetter]:
     """Return the first dead letters beyond this position."""
     rows = conn.execute(
-        "SELECT position, task_id, payload, reason, rejected_at, first_rejected_at, times FROM outbox_entries "
+        "SELECT position, task_id, payload, reason, rejected_at, first_rejected_at, times, "
+        "(SELECT id FROM outbox_runs WHERE number = run), key, headers FROM outbox_entries "
         "WHERE reason IS NOT NULL AND position > ? ORDER BY position LIMIT ?",
         (position, limit),
     )
     return [
-        DeadLetter(at, task_id, payload, reason, aware(last), aware(first), times)
-        for at, task_id, payload, reason, last, first, times in rows
+        DeadLetter(
+            at, task_id, payload, reason, aware(last), aware(first), times, run, key_of(key), headers_of(headers)
+        )
+        for at, task_id, payload, reason, last, first, times, run, key, headers in rows
     ]
 
 

@@ -11,7 +11,8 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Annotated, Self
+from functools import partial
+from typing import Annotated, Any, Self
 
 import msgspec
 
@@ -25,6 +26,7 @@ from owm_outbox import (
     Entry,
     Mark,
     NewEntry,
+    Outbox,
     OutboxInvalid,
     OutboxStats,
     RunRecord,
@@ -38,7 +40,8 @@ from owm_outbox import (
 from .connection import Database, FileState
 from .file import absolute
 from .letters import insert_letters, letters_after, reject_entry, retry_letter
-from .rows import RUN_COLUMNS, acknowledged, aware, entry, insert, last_position, record, replace
+from .look import ReadOnlyDatabase
+from .rows import RUN_COLUMNS, acknowledged, aware, entry, insert, last_position, record, replace, runs_of, stats_of
 from .transaction import insert_within, insert_within_async
 
 __all__ = ["SqliteOutbox"]
@@ -56,6 +59,7 @@ class SqliteOutbox(TransactionalOutbox, DeadLetterStore):
     the outbox has the tables whose names begin with ``outbox``. SQLite 3.34 or later.
 
     :param path: created if it does not exist; its folder must. ``path.lock`` next to it is what ``lock`` holds.
+    :param read_only: only to look at it, see `ReadOnlyDatabase`; what writes raises OutboxInvalid.
     :param now: seconds since the epoch.
     :raises OutboxInvalid: the file cannot be created, is a symlink, belongs to somebody else, is not an outbox or one
         of a newer version. It is untouched then.
@@ -68,10 +72,15 @@ class SqliteOutbox(TransactionalOutbox, DeadLetterStore):
         timeout: float = 5.0,
         shared: bool = False,
         create: bool = True,
+        read_only: bool = False,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.path = absolute(path)
         self._now = now
+        self._db: Database
+        if read_only:
+            self._db = ReadOnlyDatabase(self.path, timeout=timeout, shared=shared)
+            return
         self._db = Database(self.path, timeout=timeout, shared=shared, create=create)
         self._may_have_more = True  # delivered entries that a crash, or a closed run, left to be cleared
         self._begin_beyond_acknowledged()
@@ -79,10 +88,14 @@ class SqliteOutbox(TransactionalOutbox, DeadLetterStore):
     @classmethod
     def from_url(cls, url: URL, *, create: bool = True) -> Self:
         """Open the file that ``sqlite:///path`` names."""
-        options = url.options(timeout=Annotated[float, msgspec.Meta(ge=0, le=600)], shared=bool)
-        if url.hostname or not url.path.strip("/"):
-            raise ConfigurationError(f"{url} has no file: write sqlite:////absolute/path or sqlite:///relative/path")
-        return cls(url.path.removeprefix("/"), create=create, **options)
+        path, options = _file_of(url)
+        return cls(path, create=create, **options)
+
+    @classmethod
+    def look_at(cls, url: URL) -> Outbox:
+        """Open the file to look at it: whoever may read it can, and nothing in its folder changes."""
+        path, options = _file_of(url)
+        return cls(path, read_only=True, **options)
 
     # -- the contract
 
@@ -94,7 +107,7 @@ class SqliteOutbox(TransactionalOutbox, DeadLetterStore):
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold ``path.lock`` with flock: the kernel frees it when the process dies, however it dies."""
-        with self._db.file.locked():
+        with self._db.locked():
             yield
 
     def start_run(self, job: str, *, resume_within: timedelta = RESUME_WITHIN) -> RunRecord:
@@ -184,7 +197,7 @@ class SqliteOutbox(TransactionalOutbox, DeadLetterStore):
                 found.append(entry(*row))
             rows.close()
         if not found:  # a relay that waits for entries must not wait for those of a file that nobody finds any more
-            self._db.file.check()
+            self._db.check()
         return found
 
     def acknowledge(self, mark: Mark) -> None:
@@ -223,23 +236,11 @@ class SqliteOutbox(TransactionalOutbox, DeadLetterStore):
 
     def stats(self) -> OutboxStats:
         """Return what the outbox holds."""
-        with self._db.snapshot() as conn:
-            mark = acknowledged(conn)
-            pending, oldest = conn.execute(
-                "SELECT count(*), min(stored_at) FROM outbox_entries WHERE position > ? AND reason IS NULL",
-                (mark.position,),
-            ).fetchone()
-            dead = conn.execute("SELECT count(*) FROM outbox_entries WHERE reason IS NOT NULL").fetchone()[0]
-            runs = conn.execute(f"SELECT {RUN_COLUMNS} FROM outbox_runs ORDER BY number DESC LIMIT 10").fetchall()  # noqa: S608 - ours
-            last = last_position(conn)
-        return OutboxStats(
-            pending=pending,
-            oldest=None if oldest is None else aware(oldest),
-            dead=dead,
-            acknowledged=mark,
-            last_position=last,
-            runs=tuple(map(record, runs)),
-        )
+        return self._db.look(stats_of)
+
+    def runs(self, limit: int) -> Sequence[RunRecord]:
+        """Return the newest runs; a hundred are kept."""
+        return self._db.look(lambda conn: runs_of(conn, limit))
 
     def close(self) -> None:
         """Close the file; the last one to do so folds the WAL into it."""
@@ -251,8 +252,7 @@ class SqliteOutbox(TransactionalOutbox, DeadLetterStore):
         """Yield the dead letters in order of position, a few at a time."""
         after = 0
         while True:
-            with self._db.reading() as conn:
-                letters = letters_after(conn, after, 100)
+            letters = self._db.look(partial(letters_after, position=after, limit=100))
             if not letters:
                 return
             yield from letters
@@ -299,7 +299,7 @@ class SqliteOutbox(TransactionalOutbox, DeadLetterStore):
 
     @contextmanager
     def _within(self) -> Iterator[None]:
-        self._db.file.check()
+        self._db.check()
         self._db.fold_wal()
         with self._db.translated():
             yield
@@ -327,6 +327,13 @@ class SqliteOutbox(TransactionalOutbox, DeadLetterStore):
         while after is not None:
             with self._db.transaction() as conn:
                 after = _clear_slice(conn, after)
+
+
+def _file_of(url: URL) -> tuple[str, dict[str, Any]]:
+    options = url.options(timeout=Annotated[float, msgspec.Meta(ge=0, le=600)], shared=bool)
+    if url.hostname or not url.path.strip("/"):
+        raise ConfigurationError(f"{url} has no file: write sqlite:////absolute/path or sqlite:///relative/path")
+    return url.path.removeprefix("/"), options
 
 
 def _clear_slice(conn: sqlite3.Connection, after: int) -> int | None:

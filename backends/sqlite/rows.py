@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from owm_outbox import NO_HEADERS, Entry, Key, Mark, NewEntry, RunRecord
+from owm_outbox import NO_HEADERS, Entry, Key, Mark, NewEntry, OutboxStats, RunRecord
 
 __all__ = [
     "INSERT",
@@ -16,11 +16,15 @@ __all__ = [
     "acknowledged",
     "aware",
     "entry",
+    "headers_of",
     "insert",
+    "key_of",
     "last_position",
     "new_rows",
     "record",
     "replace",
+    "runs_of",
+    "stats_of",
     "storable",
 ]
 
@@ -69,13 +73,13 @@ def replace(conn: sqlite3.Connection, run: int | None, entries: Sequence[NewEntr
 
 def entry(position: int, task_id: str, payload: bytes, key: Any, headers: str | None) -> Entry:
     """Make an entry of its columns."""
-    return Entry(
-        position,
-        task_id,
-        payload,
-        _key(key) if type(key) is bytes else key,
-        json.loads(headers) if headers else NO_HEADERS,
-    )
+    return Entry(position, task_id, payload, key_of(key), headers_of(headers))
+
+
+def headers_of(stored: str | None) -> Mapping[str, str]:
+    """Return the headers that are in a column."""
+    found: Mapping[str, str] = json.loads(stored) if stored else NO_HEADERS
+    return found
 
 
 def record(row: Sequence[Any]) -> RunRecord:
@@ -102,7 +106,10 @@ def storable(key: Key) -> int | str | bytes:
     return key
 
 
-def _key(stored: bytes) -> Key:
+def key_of(stored: int | str | bytes | None) -> Key | None:
+    """Return the key that is in a column; see `storable`."""
+    if not isinstance(stored, bytes):
+        return stored
     if stored.startswith(b"text:"):
         return stored.removeprefix(b"text:").decode(errors="surrogatepass")
     return int(stored)
@@ -118,3 +125,27 @@ def last_position(conn: sqlite3.Connection) -> int:
     """Return the highest position ever given, as SQLite itself keeps it for AUTOINCREMENT."""
     row = conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'outbox_entries'").fetchone()
     return int(row[0]) if row else 0
+
+
+def stats_of(conn: sqlite3.Connection) -> OutboxStats:
+    """Return what the file holds."""
+    mark = acknowledged(conn)
+    pending, oldest = conn.execute(
+        "SELECT count(*), min(stored_at) FROM outbox_entries WHERE position > ? AND reason IS NULL",
+        (mark.position,),
+    ).fetchone()
+    dead = conn.execute("SELECT count(*) FROM outbox_entries WHERE reason IS NOT NULL").fetchone()[0]
+    return OutboxStats(
+        pending=pending,
+        oldest=None if oldest is None else aware(oldest),
+        dead=dead,
+        acknowledged=mark,
+        last_position=last_position(conn),
+        runs=runs_of(conn, 10),
+    )
+
+
+def runs_of(conn: sqlite3.Connection, limit: int) -> Sequence[RunRecord]:
+    """Return the newest runs, newest first."""
+    rows = conn.execute(f"SELECT {RUN_COLUMNS} FROM outbox_runs ORDER BY number DESC LIMIT ?", (limit,))  # noqa: S608 - ours
+    return tuple(map(record, rows.fetchall()))

@@ -12,7 +12,7 @@ from sqlite_utils.migrations import Migrations
 
 from owm_outbox import OutboxInvalid
 
-__all__ = ["APPLICATION_ID", "prepare"]
+__all__ = ["APPLICATION_ID", "is_newest", "prepare"]
 
 APPLICATION_ID = 0x4F574D31  # "OWM1" in the file's header: what tells our file from any other SQLite file
 
@@ -33,6 +33,21 @@ def prepare(connection: sqlite3.Connection, path: Path, *, shared: bool) -> None
         connection.execute("COMMIT")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
+    if not is_newest(connection, path):
+        connection.execute("BEGIN IMMEDIATE")  # two that start at once: the second waits, and finds it done
+        try:
+            _migrations.apply(sqlite_utils.Database(connection, execute_plugins=False))
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.rollback()
+            raise
+
+
+def is_newest(connection: sqlite3.Connection, path: Path) -> bool:
+    """Return whether a file has the tables of the newest version. This only reads.
+
+    :raises OutboxInvalid: a newer version of this package wrote it.
+    """
     db = sqlite_utils.Database(connection, execute_plugins=False)
     with closing(sqlite3.connect(":memory:")) as empty:
         no_tables = sqlite_utils.Database(empty, execute_plugins=False)
@@ -42,14 +57,7 @@ def prepare(connection: sqlite3.Connection, path: Path, *, shared: bool) -> None
         raise OutboxInvalid(
             f"{path} was written by a newer version of owm_outbox ({newer[-1]}): upgrade, or name another file"
         )
-    if _migrations.pending(db):
-        connection.execute("BEGIN IMMEDIATE")  # two that start at once: the second waits, and finds it done
-        try:
-            _migrations.apply(db)
-            connection.execute("COMMIT")
-        except BaseException:
-            connection.rollback()
-            raise
+    return not _migrations.pending(db)
 
 
 def _is_strict() -> bool:

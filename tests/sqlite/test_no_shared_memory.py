@@ -59,15 +59,22 @@ def test_what_is_kept_there_is_delivered_anywhere(tmp_path: Path) -> None:
 def test_a_second_program_waits_for_the_first(tmp_path: Path) -> None:
     """While one program has the file, another one there ends with 75 and says why."""
     with SqliteOutbox(tmp_path / "tasks.db") as outbox, outbox._db.transaction():
-        done = _without_maps(tmp_path, "owm-outbox", "status", "--outbox", "sqlite:///tasks.db?timeout=0.1")
+        done = _without_maps(tmp_path, "owm-outbox", "dead", "drop", "1", "--outbox", "sqlite:///tasks.db?timeout=0.1")
     line = f"another program is using {tmp_path}/tasks.db (database is locked): run again"
     assert (done.returncode, done.stderr) == (75, f"owm-outbox: {line}\n")
+
+
+def test_a_look_does_not_wait(tmp_path: Path) -> None:
+    """What only looks shows what is committed, in a copy, also while a program has the file for itself."""
+    with SqliteOutbox(tmp_path / "tasks.db") as outbox, outbox._db.transaction():
+        done = _without_maps(tmp_path, "owm-outbox", "status", "--max-pending", "0")
+    assert (done.returncode, done.stdout.partition(" |")[0], done.stderr) == (0, "OK: 0 pending", "")
 
 
 def test_an_application_s_database_is_refused(tmp_path: Path) -> None:
     """An application's own database has to be shared: 73, and where to move it."""
     SqliteOutbox(tmp_path / "app.db", shared=True).close()
-    done = _without_maps(tmp_path, "owm-outbox", "status", "--outbox", "sqlite:///app.db?shared=true")
+    done = _without_maps(tmp_path, "owm-outbox", "dead", "drop", "1", "--outbox", "sqlite:///app.db?shared=true")
     line = (
         f"{tmp_path}/app.db is on a file system that cannot map shared memory, so programs cannot share it: "
         "move it to a local disk"
