@@ -9,10 +9,12 @@ from owm_outbox import __version__
 from owm_outbox.cli.check import check
 from owm_outbox.cli.dead import dead
 from owm_outbox.cli.logs import log_params
-from owm_outbox.cli.outbox import drain, schema, status
+from owm_outbox.cli.outbox import drain, schema
 from owm_outbox.cli.outcome import EXIT_CODES
 from owm_outbox.cli.relay import relay
 from owm_outbox.cli.run import JobCommand
+from owm_outbox.cli.runs import runs
+from owm_outbox.cli.status import status
 from owm_outbox.cli.streams import write_data
 from owm_outbox.errors import printable
 
@@ -82,5 +84,5 @@ def show_plugins(*, as_json: bool) -> None:
 
 
 cli.add_command(_Jobs("run", help="Run a job: run JOB --help shows its options.", subcommand_metavar="JOB [OPTIONS]"))
-for command in (status, drain, relay, dead, show_plugins, check, schema):
+for command in (status, runs, drain, relay, dead, show_plugins, check, schema):
     cli.add_command(command)

@@ -16,7 +16,7 @@ import click
 
 from owm_outbox.errors import TryAgainLater
 
-__all__ = ["OutputLost", "forget_what_cannot_be_written", "set_up_streams", "write_data", "write_report"]
+__all__ = ["OutputLost", "forget_what_cannot_be_written", "set_up_streams", "write_bytes", "write_data", "write_report"]
 
 log = logging.getLogger("owm_outbox")
 
@@ -67,6 +67,16 @@ def write_data(data: str | bytes) -> None:
     if sys.stdout is None:
         raise OutputLost("stdout is closed")
     click.echo(data)
+
+
+def write_bytes(data: bytes) -> None:
+    """Write bytes and nothing else.
+
+    :raises OutputLost: stdout takes nothing.
+    """
+    if sys.stdout is None:
+        raise OutputLost("stdout is closed")
+    click.echo(data, nl=False)
 
 
 def write_report(data: str | bytes, *, instead: str = "") -> None:

@@ -30,7 +30,8 @@ JOB = (
         ("owm-outbox", f"{LOG} --version --help"),
         ("owm-outbox run", "--help"),
         ("owm-outbox run owm", f"{JOB} --version --help"),
-        ("owm-outbox status", f"--json {STORE} --job --config {LOG} --help"),
+        ("owm-outbox status", f"--json --max-age --max-pending {STORE} --job --config {LOG} --help"),
+        ("owm-outbox runs", f"--limit --json {STORE} --job --config {LOG} --help"),
         ("owm-outbox drain", f"--json {STORE} {DELIVER} --job --config {LOG} --help"),
         ("owm-outbox relay", f"--poll --http --http-token {STORE} {DELIVER} --traces --job --config {LOG} --help"),
         ("owm-outbox plugins", "--json --help"),
@@ -38,6 +39,7 @@ JOB = (
         ("owm-outbox new", "--help"),
         ("owm-outbox dead", "--help"),
         ("owm-outbox dead list", f"--json {STORE} --job --config {LOG} --help"),
+        ("owm-outbox dead show", f"--raw --json {STORE} --job --config {LOG} --help"),
         ("owm-outbox dead retry", f"--all {STORE} --job --config {LOG} --help"),
         ("owm-outbox dead drop", f"--all {STORE} --job --config {LOG} --help"),
     ],
@@ -54,9 +56,9 @@ def test_each_command_has_help(command: str, flags: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("command", "names"),
     [
-        ("owm-outbox", "check dead drain new plugins relay run schema status"),
+        ("owm-outbox", "check dead drain new plugins relay run runs schema status"),
         ("owm-outbox run", "owm"),
-        ("owm-outbox dead", "drop list retry"),
+        ("owm-outbox dead", "drop list retry show"),
     ],
 )
 def test_a_group_lists_its_commands(command: str, names: str) -> None:

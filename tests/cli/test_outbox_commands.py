@@ -55,7 +55,7 @@ def test_status_tells_what_waits(waiting: Path) -> None:
         "sqlite:///tasks.db",
         f"pending  {COUNT}, the oldest for ",
         "dead     0",
-        f"{COUNT} tasks, 0 rejected",
+        f"  owm    {COUNT}  unfinished  ",
     ):
         assert words in text.out
     outcome = run("owm-outbox", "status", "--json", *OUTBOX, cwd=waiting)

@@ -33,6 +33,7 @@ LOST = {
 COUNT = 3
 OUTBOX = "sqlite:///tasks.db"  # in the folder that the command runs in
 SHOWING = [f"owm-outbox {command}{json}" for command in ("dead list", "status", "plugins") for json in ("", " --json")]
+SHOWING += ["owm-outbox runs", "owm-outbox dead show 1", "owm-outbox dead show 1 --raw"]
 
 
 @dataclass(frozen=True)
