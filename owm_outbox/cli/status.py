@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, ClassVar
 
 import click
@@ -14,10 +15,11 @@ from owm_outbox.cli.job_scope import OutboxCommand
 from owm_outbox.cli.outcome import Outcome
 from owm_outbox.cli.streams import write_data
 from owm_outbox.cli.tables import table
+from owm_outbox.cli.write_page import write_page
 from owm_outbox.errors import OwmOutboxError, printable
-from owm_outbox.lanes import LanedOutbox
 from owm_outbox.operations.figures import RunFigures, age, duration, seconds_since
-from owm_outbox.outbox import Outbox, OutboxStats
+from owm_outbox.operations.view import lane_stats, view_of
+from owm_outbox.outbox import OutboxStats
 from owm_outbox.url import URL
 
 __all__ = ["status"]
@@ -40,7 +42,28 @@ class _Duration(click.ParamType[float]):
         return float(found[1]) * self._UNITS[found[2]]
 
 
-@click.command("status", cls=OutboxCommand)
+def _or_the_job_s_own(ctx: click.Context, _: click.Parameter, url: str | None) -> str | None:
+    return url or getattr(ctx.params.get("job"), "default_sink", None)
+
+
+class _StatusCommand(OutboxCommand):
+    """A command on an outbox that knows its sink, to name it."""
+
+    def more_params(self) -> list[click.Option]:
+        """Add the sink, which a job need not have."""
+        return [
+            click.Option(
+                ["--sink"],
+                show_default="the job's own",
+                show_envvar=True,
+                metavar="URL",
+                callback=_or_the_job_s_own,
+                help="Where tasks are delivered to, as the page shows it.",
+            )
+        ]
+
+
+@click.command("status", cls=_StatusCommand)
 @click.option("--json", "as_json", is_flag=True, allow_from_autoenv=False, help="One JSON object.")
 @click.option(
     "--max-age",
@@ -56,7 +79,23 @@ class _Duration(click.ParamType[float]):
     allow_from_autoenv=False,
     help="For monitoring: one line, and exit code 2 if more tasks are pending.",
 )
-def status(*, as_json: bool, max_age: float | None, max_pending: int | None, outbox: str, **_: Any) -> Outcome | None:
+@click.option(
+    "--html",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    allow_from_autoenv=False,
+    help="Write a page for a browser to this file, which is replaced in one step; - for stdout.",
+)
+def status(
+    *,
+    as_json: bool,
+    max_age: float | None,
+    max_pending: int | None,
+    html: Path | None,
+    outbox: str,
+    sink: str | None,
+    **_: Any,
+) -> Outcome | None:
     """Show what an outbox holds: pending tasks, the oldest one's age, dead letters, the last runs.
 
     It only reads, also an outbox of another user or on a read-only disk, and leaves no trace.
@@ -65,26 +104,23 @@ def status(*, as_json: bool, max_age: float | None, max_pending: int | None, out
     """
     from owm_outbox.plugins import look_at_outbox
 
-    if max_age is not None or max_pending is not None:
-        if as_json:
-            raise click.UsageError("--json does not go with --max-age and --max-pending.", click.get_current_context())
+    watch = max_age is not None or max_pending is not None
+    if as_json + watch + (html is not None) > 1:
+        raise click.UsageError(
+            "--json, --html, and --max-age with --max-pending exclude each other.", click.get_current_context()
+        )
+    if watch:
         return _watch(outbox, max_age, max_pending)
-    with look_at_outbox(outbox) as opened:
-        stats, lanes = opened.stats(), _lanes(opened)
     now = datetime.now(UTC)
+    with look_at_outbox(outbox) as opened:
+        if html is not None:
+            from owm_outbox.operations.page import page
+
+            write_page(html, page(view_of(opened, url=outbox, sink_url=sink, now=now)))
+            return None
+        stats, lanes = opened.stats(), lane_stats(opened)
     write_data(_as_json(stats, lanes, now) if as_json else _as_text(outbox, stats, lanes, now))
     return None
-
-
-def _lanes(outbox: Outbox) -> list[OutboxStats]:
-    """Return what each lane holds; nothing for an outbox without lanes."""
-    if not isinstance(outbox, LanedOutbox) or outbox.lanes == 1:
-        return []
-    found = []
-    for number in range(outbox.lanes):
-        with outbox.lane(number) as lane:
-            found.append(lane.stats())
-    return found
 
 
 # -- for people

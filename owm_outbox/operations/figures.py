@@ -81,11 +81,16 @@ class RunFigures:
         )
 
     @property
+    def missing_pages(self) -> str:
+        """Say how many pages are missing: ``2 pages missing``."""
+        return f"{len(self.missing)} page{'' if len(self.missing) == 1 else 's'} missing"
+
+    @property
     def outcome(self) -> str:
         """Say how it ended: ``complete``, ``complete, 2 rejected``, ``unfinished, 1 page missing`` and so on."""
         words = ["unfinished" if self.state == "open" else self.state]
         if self.missing and self.state != "complete":
-            words.append(f"{len(self.missing)} page{'' if len(self.missing) == 1 else 's'} missing")
+            words.append(self.missing_pages)
         if self.rejected:
             words.append(f"{self.rejected} rejected")
         return ", ".join(words)

@@ -30,7 +30,7 @@ JOB = (
         ("owm-outbox", f"{LOG} --version --help"),
         ("owm-outbox run", "--help"),
         ("owm-outbox run owm", f"{JOB} --version --help"),
-        ("owm-outbox status", f"--json --max-age --max-pending {STORE} --job --config {LOG} --help"),
+        ("owm-outbox status", f"--json --max-age --max-pending --html {STORE} --sink --job --config {LOG} --help"),
         ("owm-outbox runs", f"--limit --json {STORE} --job --config {LOG} --help"),
         ("owm-outbox drain", f"--json {STORE} {DELIVER} --job --config {LOG} --help"),
         ("owm-outbox relay", f"--poll --http --http-token {STORE} {DELIVER} --traces --job --config {LOG} --help"),

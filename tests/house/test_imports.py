@@ -187,7 +187,12 @@ def test_modules_take_only_public_names_of_each_other(module: str) -> None:
 
 @pytest.mark.parametrize(
     ("package", "file"),
-    [("owm_outbox", "py.typed"), ("owm_outbox_backends", "py.typed"), ("owm_outbox_backends.redis_stream", "send.lua")],
+    [
+        ("owm_outbox", "py.typed"),
+        ("owm_outbox_backends", "py.typed"),
+        ("owm_outbox_backends.redis_stream", "send.lua"),
+        ("owm_outbox.operations", "page.html.in"),
+    ],
 )
 def test_what_is_no_code_is_shipped_too(package: str, file: str) -> None:
     """Both packages say that they are typed, and the script lies beside its sink, wherever they are installed."""
