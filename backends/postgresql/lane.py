@@ -15,7 +15,7 @@ from owm_outbox import Mark, OutboxInvalid, StateStore
 from .address import Tables, place_of
 from .connection import Row, Session
 from .lock import LaneLock
-from .schema import missing_rights, prepare
+from .schema import check, missing_rights, prepare
 
 __all__ = ["Database", "Lane", "LaneState"]
 
@@ -66,20 +66,31 @@ class Database:
     """The tables of one outbox, open for one object. Safe to use from several threads.
 
     :param conninfo: what to connect with.
+    :param read_only: it is only looked at.
     :param now: the time, instead of the server's.
     """
 
     def __init__(
-        self, conninfo: Mapping[str, Any], tables: Tables, *, create: bool, now: Callable[[], datetime] | None
+        self,
+        conninfo: Mapping[str, Any],
+        tables: Tables,
+        *,
+        create: bool,
+        read_only: bool,
+        now: Callable[[], datetime] | None,
     ) -> None:
         self.tables = tables
+        self.read_only = read_only
         self.now = now
         self._conninfo = conninfo
         self.at = place_of(conninfo, tables)
         self.writer = _Session(conninfo, self.at, tables)
         self._lock: LaneLock | None = None
         try:
-            prepare(self.writer, tables, create=create)
+            if read_only:
+                check(self.writer, tables)
+            else:
+                prepare(self.writer, tables, create=create)
         except BaseException:
             self.writer.close()
             raise

@@ -22,6 +22,7 @@ from owm_outbox import (
     LanedOutbox,
     Mark,
     NewEntry,
+    Outbox,
     OutboxStats,
     RunRecord,
     RunReport,
@@ -51,6 +52,7 @@ class PostgresqlLanes(PostgresqlOutbox, LanedOutbox):
     outbox with one lane, as it has one order.
 
     :param lanes: as many as the tables were made with.
+    :param read_only: see `PostgresqlOutbox`.
     :raises ConfigurationError: they were made with another number.
     """
 
@@ -62,18 +64,26 @@ class PostgresqlLanes(PostgresqlOutbox, LanedOutbox):
         schema: str = "public",
         table: str = "outbox",
         create: bool = True,
+        read_only: bool = False,
         now: Callable[[], datetime] | None = None,
     ) -> None:
-        super().__init__(conninfo, schema=schema, table=table, lanes=lanes, create=create, now=now)
+        super().__init__(conninfo, schema=schema, table=table, lanes=lanes, create=create, read_only=read_only, now=now)
         self._conninfo = conninfo
         self._now = now
 
     @classmethod
     def from_url(cls, url: URL, *, create: bool = True) -> Self:
         """Open the tables that ``postgresql://…?lanes=…`` names; those with one lane are a `PostgresqlOutbox`."""
-        options = own_options(url)
-        made = cls if options.get("lanes", 1) > 1 else PostgresqlOutbox
-        return cast(Self, made(url, create=create, **options))
+        return cast(Self, cls._kind_of(url)(url, create=create, **own_options(url)))
+
+    @classmethod
+    def look_at(cls, url: URL) -> Outbox:
+        """Open the tables to look at them; see `PostgresqlOutbox.look_at`."""
+        return cls._kind_of(url)(url, read_only=True, **own_options(url))
+
+    @classmethod
+    def _kind_of(cls, url: URL) -> type[PostgresqlOutbox]:
+        return cls if own_options(url).get("lanes", 1) > 1 else PostgresqlOutbox
 
     # -- lanes
 
@@ -86,7 +96,13 @@ class PostgresqlLanes(PostgresqlOutbox, LanedOutbox):
         """Open a lane, with connections of its own."""
         tables = self._tables
         return PostgresqlOutbox(
-            self._conninfo, schema=tables.schema, table=tables.table, lane=number, lanes=tables.lanes, now=self._now
+            self._conninfo,
+            schema=tables.schema,
+            table=tables.table,
+            lane=number,
+            lanes=tables.lanes,
+            read_only=self._db.read_only,
+            now=self._now,
         )
 
     @contextmanager

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 import psycopg
 
-from owm_outbox import DeadLetter, NewEntry
+from owm_outbox import NO_HEADERS, DeadLetter, NewEntry
 
 from .address import Tables
 from .connection import Row
 from .lane import Lane
-from .rows import columns, storable_text
+from .rows import columns, key_of, storable_text
 
 __all__ = ["insert_letters", "letters_after", "reject_entries", "retry_letters"]
 
@@ -116,12 +117,29 @@ def letters_after(conn: psycopg.Connection[Row], tables: Tables, position: int, 
     """Return the first dead letters beyond this position."""
     rows = conn.execute(
         tables.sql(
-            "SELECT position, task_id, payload, reason, rejected_at, first_rejected_at, times FROM {entries} "
+            "SELECT position, task_id, payload, reason, rejected_at, first_rejected_at, times, "
+            "(SELECT id FROM {runs} AS r WHERE r.number = e.run), key, headers FROM {entries} AS e "
             "WHERE lane = %s AND reason IS NOT NULL AND position > %s ORDER BY position LIMIT %s"
         ),
         [tables.lane, position, limit],
     )
-    return [DeadLetter(*row) for row in rows]
+    return [_letter(*row) for row in rows]
+
+
+def _letter(
+    position: int,
+    task_id: str | None,
+    payload: bytes,
+    reason: str,
+    last: datetime,
+    first: datetime,
+    times: int,
+    run: str | None,
+    key: str | None,
+    headers: dict[str, str] | None,
+) -> DeadLetter:
+    known = None if key is None else key_of(key)
+    return DeadLetter(position, task_id, payload, reason, last, first, times, run, known, headers or NO_HEADERS)
 
 
 def retry_letters(lane: Lane, positions: Sequence[int]) -> int:

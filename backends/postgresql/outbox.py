@@ -22,6 +22,7 @@ from owm_outbox import (
     Entry,
     Mark,
     NewEntry,
+    Outbox,
     OutboxInvalid,
     OutboxStats,
     OutboxUnavailable,
@@ -40,7 +41,7 @@ from .connection import Row
 from .errors import translated
 from .lane import Database, Lane, LaneState
 from .letters import insert_letters, letters_after, reject_entries, retry_letters
-from .rows import SELECT_RUNS, clear, entry, insert, record, stats_of
+from .rows import SELECT_RUNS, clear, entry, insert, record, runs_of, stats_of
 from .rows import replace as replace_records
 from .schema import schema_sql
 
@@ -61,6 +62,7 @@ class PostgresqlOutbox(TransactionalOutbox, DeadLetterStore):
     :param lane: which of several independent sequences of the same tables this is.
     :param lanes: how many there are; those who append to several use `PostgresqlLanes`.
     :param create: whether tables that do not exist are made.
+    :param read_only: only to look at it: the right to read is enough, and nothing is made, upgraded or numbered.
     :param now: the time, timezone-aware, instead of the server's.
     :raises ConfigurationError: the address is wrong, or the server refuses the user.
     :raises OutboxInvalid: there are no tables, they are not ours, or of a newer version; they are untouched then.
@@ -76,9 +78,11 @@ class PostgresqlOutbox(TransactionalOutbox, DeadLetterStore):
         lane: int = 0,
         lanes: int = 1,
         create: bool = True,
+        read_only: bool = False,
         now: Callable[[], datetime] | None = None,
     ) -> None:
-        self._db = Database(conninfo_of(conninfo), Tables(schema, table, lane, lanes), create=create, now=now)
+        tables = Tables(schema, table, lane, lanes)
+        self._db = Database(conninfo_of(conninfo), tables, create=create, read_only=read_only, now=now)
         self._tables = self._db.tables
         self._may_have_more = True  # delivered entries that a crash, or a closed run, left to be cleared
 
@@ -86,6 +90,11 @@ class PostgresqlOutbox(TransactionalOutbox, DeadLetterStore):
     def from_url(cls, url: URL, *, create: bool = True) -> Self:
         """Open the tables that ``postgresql://…?schema=…&table=…`` names."""
         return cls(url, create=create, **own_options(url))
+
+    @classmethod
+    def look_at(cls, url: URL) -> Outbox:
+        """Open the tables to look at them: a role that may read them can, and nothing in them changes."""
+        return cls(url, read_only=True, **own_options(url))
 
     @staticmethod
     def schema_sql(*, schema: str = "public", table: str = "outbox") -> str:
@@ -299,10 +308,16 @@ class PostgresqlOutbox(TransactionalOutbox, DeadLetterStore):
     def stats(self) -> OutboxStats:
         """Return what the outbox holds."""
         # A standby and a full disk can be looked at as well; what has no position is counted all the same.
-        with suppress(OutboxUnavailable):
-            self._number()
+        if not self._db.read_only:
+            with suppress(OutboxUnavailable):
+                self._number()
         with self._db.snapshot() as conn:
-            return stats_of(conn, self._tables, self._db.at)
+            return stats_of(conn, self._tables, self._db.at, may_lack_lane=self._db.read_only)
+
+    def runs(self, limit: int) -> Sequence[RunRecord]:
+        """Return the newest runs; a hundred are kept."""
+        with self._db.snapshot() as conn:
+            return runs_of(conn, self._tables, limit)
 
     def close(self) -> None:
         """Close the connections."""

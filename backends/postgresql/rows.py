@@ -21,7 +21,7 @@ from owm_outbox import (
     TaskError,
 )
 
-from .address import Tables
+from .address import LANE_BITS, Tables
 from .connection import Row
 from .lane import Lane
 
@@ -31,8 +31,10 @@ __all__ = [
     "columns",
     "entry",
     "insert",
+    "key_of",
     "record",
     "replace",
+    "runs_of",
     "stats_of",
     "storable_text",
 ]
@@ -91,11 +93,12 @@ def _json(value: object) -> str:
 
 def entry(position: int, task_id: str, payload: bytes, key: str | None, headers: dict[str, str] | None) -> Entry:
     """Make an entry of its columns."""
-    known = None if key is None else _key(key)
+    known = None if key is None else key_of(key)
     return Entry(position, task_id, payload, known, headers or NO_HEADERS)
 
 
-def _key(stored: str) -> Key:
+def key_of(stored: str) -> Key:
+    """Return the key that is in a column."""
     found: Key = json.loads(stored) if stored[0] == '"' else int(stored)
     return found
 
@@ -162,12 +165,17 @@ def clear(lane: Lane, after: int, limit: int) -> int | None:
     return int(last) if count == limit else None
 
 
-def stats_of(conn: psycopg.Connection[Row], tables: Tables, at: str) -> OutboxStats:
-    """Return what a lane holds."""
+def stats_of(conn: psycopg.Connection[Row], tables: Tables, at: str, *, may_lack_lane: bool = False) -> OutboxStats:
+    """Return what a lane holds.
+
+    :param may_lack_lane: no relay need have opened the lane yet.
+    """
     row = conn.execute(
         tables.sql("SELECT last_position, acknowledged FROM {lanes} WHERE lane = %s"),
         [tables.lane],
     ).fetchone()
+    if row is None and may_lack_lane:
+        row = tables.lane << LANE_BITS, b""
     if row is None:
         raise OutboxInvalid(f"{at} has lost the row of lane {tables.lane}: restore it")
     last, mark = row[0], Mark(row[1].decode())
@@ -185,10 +193,6 @@ def stats_of(conn: psycopg.Connection[Row], tables: Tables, at: str) -> OutboxSt
         tables.sql("SELECT count(*) FROM {entries} WHERE lane = %s AND reason IS NOT NULL"),
         [tables.lane],
     ).fetchone()
-    runs = conn.execute(
-        tables.sql(SELECT_RUNS + "WHERE lane = %s ORDER BY number DESC LIMIT 10"),
-        [tables.lane],
-    ).fetchall()
     pending, oldest = waiting or (0, None)
     return OutboxStats(
         pending=pending,
@@ -196,5 +200,13 @@ def stats_of(conn: psycopg.Connection[Row], tables: Tables, at: str) -> OutboxSt
         dead=dead[0] if dead else 0,
         acknowledged=mark,
         last_position=last,
-        runs=tuple(map(record, runs)),
+        runs=runs_of(conn, tables, 10),
     )
+
+
+def runs_of(conn: psycopg.Connection[Row], tables: Tables, limit: int) -> Sequence[RunRecord]:
+    """Return the newest runs of a lane, newest first."""
+    rows = conn.execute(
+        tables.sql(SELECT_RUNS + "WHERE lane = %s ORDER BY number DESC LIMIT %s"), [tables.lane, limit]
+    ).fetchall()
+    return tuple(map(record, rows))

@@ -13,7 +13,7 @@ from owm_outbox import ConfigurationError, OutboxInvalid
 from .address import LANE_BITS, Tables
 from .connection import Row, Session
 
-__all__ = ["VERSION", "missing_rights", "prepare", "schema_sql"]
+__all__ = ["VERSION", "check", "missing_rights", "prepare", "schema_sql"]
 
 VERSION = 1
 """The newest version of the tables."""
@@ -58,7 +58,7 @@ def prepare(session: Session, tables: Tables, *, create: bool) -> None:
         conn.execute("SELECT pg_advisory_xact_lock(%s)", [tables.schema_key])
         found = _version(conn, tables, session.at)
         if found == 0 and not create:
-            raise OutboxInvalid(f"there is no outbox {session.at}: check schema= and table=, or run the job once")
+            raise _missing(session.at)
         if found == 0:
             _refuse_others(conn, tables, session.at)
             conn.execute(tables.sql(_VERSIONS))
@@ -78,6 +78,20 @@ def prepare(session: Session, tables: Tables, *, create: bool) -> None:
             tables.sql("INSERT INTO {state} (lane, name, value) VALUES (0, 'lanes', %s) ON CONFLICT DO NOTHING"),
             [str(tables.lanes).encode()],
         )
+        _check_lanes(conn, tables, session.at)
+
+
+def check(session: Session, tables: Tables) -> None:
+    """Check that there are tables of the newest version. This only reads.
+
+    :raises OutboxInvalid: there are none, they are not ours, or of another version.
+    """
+    with session.connected() as conn:
+        found = _version(conn, tables, session.at)
+        if found == 0:
+            raise _missing(session.at)
+        if found < VERSION:
+            raise OutboxInvalid(f"{session.at} was made by an older owm_outbox: the next run or relay upgrades it")
         _check_lanes(conn, tables, session.at)
 
 
@@ -110,6 +124,10 @@ def missing_rights(conn: psycopg.Connection[Row], tables: Tables) -> str:
 
 
 # -- within
+
+
+def _missing(at: str) -> OutboxInvalid:
+    return OutboxInvalid(f"there is no outbox {at}: check schema= and table=, or run the job once")
 
 
 def _migration(tables: Tables, number: int) -> bytes:
