@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from owm_outbox.operations.metrics import Metrics
     from owm_outbox.operations.ping import Ping
 
-__all__ = ["Monitors", "look_at", "monitor_params", "telemetry", "traces_param"]
+__all__ = ["Monitors", "monitor_params", "telemetry", "traces_param"]
 
 log = logging.getLogger("owm_outbox")
 
@@ -66,11 +66,11 @@ def telemetry(sink: str) -> Observer:
     return Telemetry(*destination_of(sink))
 
 
-def look_at(url: str) -> OutboxStats:
+def _look_at(url: str) -> OutboxStats:
     """Return what an outbox holds, by a connection of its own."""
-    from owm_outbox.plugins import open_outbox
+    from owm_outbox.plugins import look_at_outbox
 
-    with open_outbox(url, create=False) as outbox:
+    with look_at_outbox(url) as outbox:
         return outbox.stats()
 
 
@@ -140,7 +140,7 @@ def _metrics(outbox: str | None) -> Metrics:
         from owm_outbox.operations.metrics import Metrics
     except ModuleNotFoundError as error:
         raise ConfigurationError(f"metrics need their extra: pip install 'owm_outbox[metrics]' ({error})") from error
-    return Metrics(None if outbox is None else lambda: look_at(outbox))
+    return Metrics(None if outbox is None else lambda: _look_at(outbox))
 
 
 def _ping(url: str) -> Ping:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from owm_outbox.cli.job_scope import DeliveringCommand
-from owm_outbox.cli.monitors import look_at, telemetry, traces_param
+from owm_outbox.cli.monitors import telemetry, traces_param
 from owm_outbox.cli.options import FiniteRange
 from owm_outbox.cli.outcome import EXIT_CODES
 from owm_outbox.cli.relaying import LANE, make_lane_relay, make_relay
@@ -58,7 +58,7 @@ class _Relay(DeliveringCommand):
     "--http",
     metavar="HOST:PORT",
     show_envvar=True,
-    help="Serve /metrics, /healthz and /readyz there, such as 127.0.0.1:9108 (extra: metrics).",
+    help="Serve a page, /metrics, /healthz and /readyz there, such as 127.0.0.1:9108 (extra: metrics).",
 )
 @click.option("--http-token", metavar="TOKEN", show_envvar=True, help="Ask for this bearer token, or password, there.")
 @click.pass_obj
@@ -91,7 +91,7 @@ def relay(
         # The sink first: it may be misspelt, and creates nothing.
         to = stack.enter_context(open_sink(settings.sink.replace(LANE, "0")))
         opened = stack.enter_context(_open_or_make(settings.outbox))
-        operations = Operations(lambda: look_at(outbox), http=http, token=http_token, systemd=_systemd())
+        operations = Operations(outbox, sink, http=http, token=http_token, systemd=_systemd())
         shown = stack.enter_context(operations)
         log.info("relaying from %s to %s", URL(settings.outbox), URL(settings.sink))
 

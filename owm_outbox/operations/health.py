@@ -58,6 +58,10 @@ class Health:
         now = self._clock()
         return [pulse.name for pulse in self._all() if pulse.beat is not None and now - pulse.beat > seconds]
 
+    def held(self, prefix: str) -> list[str]:
+        """Return the names, of those that begin so, of what is held now."""
+        return [pulse.name for pulse in self._all() if pulse.held and pulse.name.startswith(prefix)]
+
     @property
     def sink_errors(self) -> list[OwmOutboxError]:
         """What the sinks of those at work answered last, where that was an error."""

@@ -5,14 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Self
 
-from owm_outbox.errors import ConfigurationError
+from owm_outbox.errors import ConfigurationError, OwmOutboxError
 from owm_outbox.observer import Observer
 from owm_outbox.operations.health import Health
 from owm_outbox.operations.http import Answer, Server
 from owm_outbox.operations.notify import Watchdog
+from owm_outbox.operations.page import page
+from owm_outbox.operations.throughput import Throughput
+from owm_outbox.operations.view import view_of
 from owm_outbox.outbox import OutboxStats
+from owm_outbox.plugins import look_at_outbox
 
 if TYPE_CHECKING:
     from owm_outbox.operations.metrics import Metrics
@@ -27,7 +32,8 @@ _HANGS_AFTER = 180.0  # seconds: more than any single wait of a relay or of an o
 class Operations:
     """Shows what the relays of a process do, as long as it is open.
 
-    :param look: looks at the outbox, on any thread.
+    :param outbox: the URL of the outbox, which is looked at whenever somebody asks.
+    :param sink: the URL of the sink, for the page.
     :param http: the address to serve, such as ``127.0.0.1:9108``; ``None`` for none.
     :param token: see `Server`.
     :param systemd: what ``NOTIFY_SOCKET`` and ``WATCHDOG_USEC`` say, if systemd started the process.
@@ -36,22 +42,29 @@ class Operations:
 
     def __init__(
         self,
-        look: Callable[[], OutboxStats],
+        outbox: str,
+        sink: str,
         *,
         http: str | None = None,
         token: str | None = None,
         systemd: tuple[str, str | None] | None = None,
     ) -> None:
         self.health = Health()
+        self._outbox, self._sink = outbox, sink
+        self._throughput = Throughput()
         self._metrics: Metrics | None = None
         self._server: Server | None = None
         self._watchdog: Watchdog | None = None
         self._stack = ExitStack()
         if http is not None:
-            self._metrics = _metrics(look)
-            self._server = Server(
-                http, {"/metrics": self._show_metrics, "/healthz": self._healthy, "/readyz": self._ready}, token
-            )
+            self._metrics = _metrics(self._stats)
+            paths = {
+                "/": self._page,
+                "/metrics": self._show_metrics,
+                "/healthz": self._healthy,
+                "/readyz": self._ready,
+            }
+            self._server = Server(http, paths, token)
         if systemd is not None:
             self._watchdog = Watchdog(self.health, *systemd)
 
@@ -61,7 +74,7 @@ class Operations:
         :param name: of its lane.
         """
         pulse = self.health.pulse(name)
-        return [pulse] if self._metrics is None else [pulse, self._metrics]
+        return [pulse] if self._metrics is None else [pulse, self._metrics, self._throughput]
 
     def __enter__(self) -> Self:
         if self._server is not None:
@@ -74,6 +87,26 @@ class Operations:
 
     def __exit__(self, *exc_info: object) -> None:
         self._stack.close()
+
+    def _stats(self) -> OutboxStats:
+        with look_at_outbox(self._outbox) as outbox:
+            return outbox.stats()
+
+    def _page(self) -> Answer:
+        try:
+            with look_at_outbox(self._outbox) as outbox:
+                view = view_of(
+                    outbox,
+                    url=self._outbox,
+                    sink_url=self._sink,
+                    throughput=self._throughput.last_hour(),
+                    problem="; ".join(map(str, self.health.sink_errors[:1])),
+                    now=datetime.now(UTC),
+                    holders={int(name.rpartition(" ")[2]): "this relay" for name in self.health.held("lane ")},
+                )
+        except OwmOutboxError as error:
+            return _text(503, str(error))
+        return Answer(200, "text/html", page(view).encode())
 
     def _healthy(self) -> Answer:
         hanging = self.health.hanging(_HANGS_AFTER)

@@ -18,9 +18,10 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from owm_outbox import Batch, LaneRelay, OutboxRelay, Sink, Stop
+from owm_outbox import Batch, Entry, LaneRelay, Mark, OutboxRelay, Sink, Stop
 from owm_outbox.operations import service
 from owm_outbox.operations.service import Operations
+from owm_outbox.operations.throughput import Throughput
 from owm_outbox_backends.memory import MemoryOutbox
 from owm_outbox_backends.sqlite import SqliteOutbox
 
@@ -125,7 +126,32 @@ def test_what_a_relay_delivers_is_told(outbox: SqliteOutbox, url: str, server: S
         assert (relay.get("/healthz").status_code, relay.get("/healthz").text) == (200, "ok\n")
         assert (relay.get("/readyz").status_code, relay.get("/readyz").text) == (200, "delivering: 1 held\n")
         missing = relay.get("/nothing")
-        assert (missing.status_code, missing.text) == (404, "/healthz\n/metrics\n/readyz\n")
+        assert (missing.status_code, missing.text) == (404, "/\n/healthz\n/metrics\n/readyz\n")
+
+
+def test_the_page_shows_what_the_relay_does(outbox: SqliteOutbox, url: str, server: Server, stream: str) -> None:
+    """At ``/`` a browser gets what is in the outbox, and what was delivered in the last hour."""
+    with relaying(url, server.url(stream)) as relay:
+        outbox.append(notes(1_200))
+        relay.until(lambda found: found["delivered_tasks_total"] == 1_200 and found["pending_tasks"] == 0)
+        shown = relay.get("/")
+        assert (shown.status_code, shown.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+        assert "default-src 'none'" in shown.headers["Content-Security-Policy"]
+        assert "1,200" in shown.text
+        assert f"stream={stream}" in shown.text
+
+
+def test_throughput_is_counted_by_the_minute() -> None:
+    """The last 60 minutes, of which those before the start are unknown; what is older is forgotten."""
+    now = 6_000.0
+    counted = Throughput(lambda: now)
+    entries = [Entry(n, f"task-{n}", b"{}") for n in range(1, 4)]
+    counted.batch_delivered(Batch("box", Mark(""), entries, Mark.of(entries[-1], "lease")))
+    now += 120
+    counted.batch_delivered(Batch("box", Mark(""), entries[:1], Mark.of(entries[0], "lease")))
+    assert counted.last_hour() == [None] * 57 + [3, 0, 1]
+    now += 3_480
+    assert counted.last_hour() == [0, 1, *[0] * 58]
 
 
 def test_a_sink_that_is_down_is_not_ready(outbox: SqliteOutbox, url: str, server: Server, stream: str) -> None:
@@ -168,7 +194,7 @@ def test_one_that_stands_by_is_ready(outbox: SqliteOutbox, url: str, tmp_path: P
 def test_lanes_are_counted(tmp_path: Path) -> None:
     """Each lane has a pulse of its own, and none once it was given up."""
     outbox, stop = LanedMemory(3), Stop()
-    shown = Operations(MemoryOutbox().stats, http="127.0.0.1:0")
+    shown = Operations("memory:", "jsonl:-", http="127.0.0.1:0")
     relay = LaneRelay(
         outbox,
         lambda lane: Hanging(),
@@ -257,7 +283,7 @@ def test_a_loop_that_hangs_is_not_alive(systemd: socket.socket, monkeypatch: pyt
     monkeypatch.setattr(service, "_HANGS_AFTER", 0.5)
     outbox, sink, stop = MemoryOutbox(), Hanging(), Stop()
     address = str(systemd.getsockname())
-    shown = Operations(outbox.stats, http="127.0.0.1:0", systemd=(address, "500000"))
+    shown = Operations("memory:", "jsonl:-", http="127.0.0.1:0", systemd=(address, "500000"))
     relay = OutboxRelay(outbox, sink, observers=shown.observers("relay"))
     thread = threading.Thread(target=relay.run_forever, args=(stop,), kwargs={"poll": 0.02})
     with shown:
