@@ -52,6 +52,8 @@ class _Cluster(Server):
     that client, because WAIT has to follow a script on the same connection. So all retries are made here.
     """
 
+    rights = (("+asking", ("ASKING",)),)  # it is for the next command only, and harmless there
+
     def __init__(self, url: URL, stream: str, retry: OwnRetry) -> None:
         self._settings, tls = settings_of(url)
         self._settings.pop("db")

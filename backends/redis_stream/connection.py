@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -77,8 +78,8 @@ _REFUSED = (AuthenticationError, AuthorizationError, NoPermissionError)
 _NO_RIGHT = "the user may not do this", "check the user's rights"
 _NO_RESP3 = "the server does not speak RESP3", "remove protocol="
 _NO_DATABASE = "the server does not have this database", "write another number"
-_NO_CLUSTER = "this is not a node of a cluster", "write redis:// or rediss:// without +cluster"
-_NO_SENTINEL = "this is not a Sentinel", "write the port of one (26379), or redis:// for a server without Sentinels"
+_NO_CLUSTER = "this is not a node of a cluster", "remove +cluster from the URL"
+_NO_SENTINEL = "this is not a Sentinel", "write the port of one (26379), or remove +sentinel from the URL"
 _TOO_OLD = "the server does not know a command", "use Redis 6.2 or later, or Valkey, and no proxy that hides commands"
 # By words in what a server answers: what waiting does not fix, and what to change. The first that fits.
 _MISTAKES = {
@@ -108,6 +109,10 @@ _EXAMPLES = {
     "cluster": "host:6379,host:6379?stream=name",
     "sentinel": "host:26379,host:26379/0?service=mymaster&stream=name",
 }
+
+
+def _plus(url: URL) -> str:
+    return "".join(url.scheme.partition("+")[1:])
 
 
 class WrongServer(RedisError):
@@ -179,6 +184,9 @@ class Server:
         self._client = client
         self.user: str = client.connection_pool.connection_kwargs.get("username") or "default"
 
+    rights: Sequence[tuple[str, tuple[str | int, ...]]] = ()
+    """What the user needs here beyond what any Redis sink does: rules, each with a command that asks for it."""
+
     def call(self, do: Callable[[redis.Redis, bool], T]) -> T:
         """Return what ``do`` returns, given a client of the server that has the stream.
 
@@ -225,14 +233,15 @@ def connect(url: URL, retry: OwnRetry) -> redis.Redis:
     return redis.Redis(host=host, port=port, retry=retry, retry_on_error=list(PASSING), **settings)
 
 
-def meaning(error: RedisError, where: str, keys: str) -> OwmOutboxError:
+def meaning(error: RedisError, url: URL, stream: str, marks: str) -> OwmOutboxError:
     """Say what an error of the client or the server means for the relay.
 
-    :param where: the server and what is used on it, for the message.
-    :param keys: the keys that are used.
+    :param stream, marks: the keys that are used.
     """
+    where, keys = f"{url}, stream {stream!r}", f"{stream!r} and {marks!r}"
     text = str(error)
     if what := mistake(error):
+        what = re.sub(r"\b(rediss?)://", rf"\g<1>{_plus(url)}://", what)
         return ConfigurationError(f"{where}: {what}")
     if "WRONGTYPE" in text:
         return ConfigurationError(f"{where}: one of the keys {keys} holds another type: name another stream")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import redis
@@ -12,7 +13,13 @@ __all__ = ["missing_rights"]
 _NO_SCRIPT = "0" * 40  # no script has this digest
 
 
-def missing_rights(client: redis.Redis, stream: str, marks: str, *, bounded: bool, waits: list[str]) -> list[str]:
+Form = tuple[str, tuple[str | int, ...]]
+"""A rule, and a command that tells whether the user has it."""
+
+
+def missing_rights(
+    client: redis.Redis, stream: str, marks: str, *, bounded: bool, waits: Sequence[str], more: Sequence[Form] = ()
+) -> list[str]:
     """Return the rules, such as ``+xadd``, that the user of this connection needs and does not have.
 
     A server looks at rights before it looks at anything else. So each command is sent in a form that changes nothing:
@@ -21,8 +28,10 @@ def missing_rights(client: redis.Redis, stream: str, marks: str, *, bounded: boo
 
     :param bounded: whether the stream has a maxlen.
     :param waits: the commands that wait for copies.
+    :param more: what is needed here beyond that.
     """
-    forms: list[tuple[str, tuple[str | int, ...]]] = [
+    forms: list[Form] = [
+        *more,
         ("+script|load", ("SCRIPT", "LOAD", "return 0")),
         ("+evalsha", ("EVALSHA", _NO_SCRIPT, 0)),
         ("+hget", ("HGET", marks, "")),

@@ -71,7 +71,7 @@ def scratch(url: URL) -> Iterator[Destination]:
                 f"grant ACL SETUSER {url.username or 'default'} ~{scratch} ~{marks_key(scratch)} +xgroup|create +del"
             ) from error
         except RedisError as error:
-            raise meaning(error, str(url), stream) from error
+            raise meaning(error, url, stream, marks_key(stream)) from error
         try:
             yield Destination(
                 open=lambda: kind(address, **own),

@@ -6,7 +6,7 @@ import ssl
 from typing import Annotated, Any, ClassVar
 
 import msgspec
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, RedisError
 from redis.sentinel import Sentinel
 
 from owm_outbox import URL
@@ -74,11 +74,17 @@ def _what_is_wrong(sentinel: Sentinel, service: str, tls: ssl.SSLContext | None,
     known: set[str] | None = None
     for client in sentinel.sentinels:
         address = client.connection_pool.connection_kwargs
+        host, port = str(address["host"]), int(address["port"])
         try:
             names: Any = client.sentinel_masters()
+        except AuthenticationError as answer:
+            return (
+                f"the Sentinel at {host}:{port} refuses us ({answer}): set sentinel_username= and "
+                "sentinel_password=; the latter may be empty, for Sentinels without a password"
+            )
         except RedisError as answer:
-            if found := mistake(answer) or refused_unread(address["host"], address["port"], tls, answer):
-                return f"the Sentinel at {address['host']}:{address['port']}: {found}"
+            if found := mistake(answer) or refused_unread(host, port, tls, answer):
+                return f"the Sentinel at {host}:{port}: {found}"
         else:
             known = (known or set()) | set(names)
     if known is None or service in known:

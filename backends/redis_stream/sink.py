@@ -100,7 +100,8 @@ class RedisStreamSink(Sink):
         wait_replicas: int = 0,
         wait_aof: int = 0,
     ) -> None:
-        self._where = f"{URL(url)}, stream {stream!r}"
+        self._url = URL(url)
+        self._where = f"{self._url}, stream {stream!r}"
         self._stream = stream
         self._marks = marks_key(stream)
         self._maxlen = maxlen
@@ -116,7 +117,7 @@ class RedisStreamSink(Sink):
             self._waits.append(("WAIT", wait_replicas, _WAIT_MS))
         if wait_aof:
             self._waits.append(("WAITAOF", 1, wait_aof - 1, _WAIT_MS))
-        self.server = self._connected(URL(url), OwnRetry(self._backoff, retries))
+        self.server = self._connected(self._url, OwnRetry(self._backoff, retries))
         self._rights_checked = False
         self._max_payload: int | None = None
         self._trimmed_until: dict[str, int] = {}  # the server's count when it was last seen, by outbox
@@ -195,7 +196,12 @@ class RedisStreamSink(Sink):
         with self._translated():
             missing = self.server.call(
                 lambda client, _: missing_rights(
-                    client, self._stream, self._marks, bounded=self._maxlen > 0, waits=waits
+                    client,
+                    self._stream,
+                    self._marks,
+                    bounded=self._maxlen > 0,
+                    waits=waits,
+                    more=self.server.rights,
                 )
             )
         if missing:
@@ -302,7 +308,7 @@ class RedisStreamSink(Sink):
         try:
             yield
         except RedisError as error:
-            raise meaning(error, self._where, f"{self._stream!r} and {self._marks!r}") from error
+            raise meaning(error, self._url, self._stream, self._marks) from error
         except SinkUnavailable:
             raise
         except BaseException:
