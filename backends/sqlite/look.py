@@ -108,6 +108,12 @@ class ReadOnlyDatabase(Database):
             raise OutboxInvalid(
                 f"cannot open the outbox {self.path} (No such file or directory): name another path with --outbox"
             )
+        for suffix, file in files.items():
+            if file is not None and not os.access(f"{self.path}{suffix}", os.R_OK):
+                raise OutboxInvalid(
+                    f"{self.path}{suffix} cannot be read (Permission denied): run this as its owner or as root, "
+                    "or grant the right to read"
+                )
         if not _size(files[""]) or _size(files["-journal"]) or (_size(files["-wal"]) and files["-shm"] is None):
             raise _NotInPlaceError
         option = "readonly_shm=1" if _has_log(files) else "immutable=1"
