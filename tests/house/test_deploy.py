@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
+import requests
 import yaml
 
 from owm_outbox import ExitCode
+from owm_outbox.operations import service
 from owm_outbox.plugins import open_sink
 
 from support.commands import run
@@ -23,7 +28,11 @@ SERVICES = {path.name: path.read_text("utf-8") for path in sorted(DEPLOY.glob("*
 CRONTAB = (DEPLOY / "crontab").read_text("utf-8")
 MANIFESTS: list[dict[str, Any]] = list(yaml.safe_load_all((DEPLOY / "cronjob.yaml").read_text("utf-8")))
 RELAY: dict[str, Any] = yaml.safe_load((DEPLOY / "relay.yaml").read_text("utf-8"))
+MONITOR: dict[str, Any] = yaml.safe_load((DEPLOY / "podmonitor.yaml").read_text("utf-8"))
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text("utf-8")
 FINAL = [code for code in ExitCode if code and code < 128 and code is not ExitCode.TRY_AGAIN_LATER]
+
+HADOLINT = shutil.which("hadolint", path=sysconfig.get_path("scripts")) or shutil.which("hadolint")
 
 with_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
 
@@ -91,12 +100,37 @@ def test_the_relay_s_unit_starts_a_relay(tmp_path: Path) -> None:
     """Its command and its variables are understood, and with what systemctl stop sends it ends as the unit expects."""
     (command,) = re.findall(r"^ExecStart=/usr/local/bin/owm-outbox (.+)$", SERVICES["owm-relay.service"], re.MULTILINE)
     (outbox,) = re.findall(r"^Environment=OWM_OUTBOX=(.+)$", SERVICES["owm-relay.service"], re.MULTILINE)
-    assert command == "relay"
+    program, *args = shlex.split(command.replace(":9108", ":0"))
+    assert program == "relay"
     env = {"OWM_OUTBOX": outbox.replace("/var/lib/shop", str(tmp_path)), "OWM_SINK": "jsonl:-"}
-    with relay(cwd=tmp_path, env=env) as process:
+    with relay(*args, cwd=tmp_path, env=env) as process:
         process.says(f"relaying from sqlite:///{tmp_path}/orders.db")
         process.process.terminate()
         assert process.ends() == ExitCode.SIGTERM
+
+
+def test_the_relay_s_unit_is_watched() -> None:
+    """Systemd waits until it is ready, and kills it when it hangs for as long as /healthz takes for hanging."""
+    unit = SERVICES["owm-relay.service"]
+    assert "\nType=notify\n" in unit
+    assert re.findall(r"^WatchdogSec=(\d+)$", unit, re.MULTILINE) == [f"{service._HANGS_AFTER:.0f}"]
+
+
+@pytest.mark.slow
+def test_the_producer_s_unit_runs_the_producer(tmp_path: Path) -> None:
+    """Its command is understood; its metrics go where the unit lets it write, and no such folder does no harm."""
+    unit = SERVICES["owm-producer.service"]
+    (command,) = re.findall(r"^ExecStart=/usr/local/bin/owm-producer (.+)$", unit, re.MULTILINE)
+    (folder,) = re.findall(r"^ReadWritePaths=-(.+)$", unit, re.MULTILINE)
+    env = {"OWM_OUTBOX": f"sqlite:///{tmp_path}/tasks.db", "OWM_API_URL": "http://127.0.0.1:9", "OWM_SINK": "jsonl:-"}
+    args = shlex.split(command.replace(folder, str(tmp_path / "textfile")))
+    assert args == ["--metrics-file", f"{tmp_path}/textfile/owm.prom"]
+    outcome = run("owm-producer", *args, cwd=tmp_path, env=env | {"OWM_RETRY_WAIT": "0.01"})
+    assert outcome.code == 75, outcome.err
+    assert f"WARNING --metrics-file {tmp_path}/textfile/owm.prom cannot be written" in outcome.err
+    (tmp_path / "textfile").mkdir()
+    assert run("owm-producer", *args, cwd=tmp_path, env=env | {"OWM_RETRY_WAIT": "0.01"}).code == 75
+    assert "owm_outbox_last_exit_code" in (tmp_path / "textfile" / "owm.prom").read_text("utf-8")
 
 
 # -- Kubernetes
@@ -157,12 +191,76 @@ def test_the_relay_s_container_starts_a_relay(tmp_path: Path) -> None:
     folder = f"sqlite:///{container['volumeMounts'][0]['mountPath']}/"
     assert env["OWM_OUTBOX"].startswith(folder)
     env |= {"OWM_OUTBOX": env["OWM_OUTBOX"].replace(folder, f"sqlite:///{tmp_path}/"), "OWM_SINK": "jsonl:-"}
-    program, command, *args = container["command"]
+    program, command, *args = (word.replace(":9108", ":0") for word in container["command"])
     assert (program, command) == ("owm-outbox", "relay")
-    with relay(*args, cwd=tmp_path, env=env) as process:
+    with relay(*args, cwd=tmp_path, env=env | {"OWM_HTTP_TOKEN": "t0ken"}) as process:
+        port = process.says(r'"message": "serving http://0\.0\.0\.0:(\d+)"')[1]
         process.says(r'"message": "relaying from ')
+        probes = {container[kind]["httpGet"]["path"] for kind in ("livenessProbe", "readinessProbe")}
+        assert probes == {"/healthz", "/readyz"}
+        for path in probes:  # without the token, which the kubelet does not have
+            assert requests.get(f"http://127.0.0.1:{port}{path}", timeout=10).status_code == 200
         process.process.terminate()
         assert process.ends() == ExitCode.SIGTERM
+
+
+def test_the_port_is_one_everywhere() -> None:
+    """The relay serves on the port that the container, its probes and the pod monitor name."""
+    (container,) = PODS["relay"]["containers"]
+    (port,) = container["ports"]
+    assert container["command"][-1] == f"0.0.0.0:{port['containerPort']}"
+    assert {container[kind]["httpGet"]["port"] for kind in ("livenessProbe", "readinessProbe")} == {port["name"]}
+    (endpoint,) = MONITOR["spec"]["podMetricsEndpoints"]
+    assert (endpoint["port"], endpoint["path"]) == (port["name"], "/metrics")
+
+
+def test_the_pod_monitor_finds_the_relay() -> None:
+    """Its labels and its secret are the Deployment's. Its schema is the operator's, which nothing here has."""
+    assert (MONITOR["apiVersion"], MONITOR["kind"]) == ("monitoring.coreos.com/v1", "PodMonitor")
+    assert MONITOR["spec"]["selector"]["matchLabels"] == RELAY["spec"]["template"]["metadata"]["labels"]
+    (endpoint,) = MONITOR["spec"]["podMetricsEndpoints"]
+    (container,) = PODS["relay"]["containers"]
+    (secret,) = [source["secretRef"]["name"] for source in container["envFrom"]]
+    assert endpoint["authorization"]["credentials"] == {"name": secret, "key": "OWM_HTTP_TOKEN"}
+    (rule,) = endpoint["relabelings"]
+    assert rule["targetLabel"] == "job"
+    assert rule["replacement"].startswith("owm-outbox-relay")
+
+
+# -- Docker: images are not built here, as base images are out of reach
+
+
+@pytest.mark.skipif(HADOLINT is None, reason="there is no hadolint")
+def test_hadolint_accepts_the_dockerfile() -> None:
+    """It has nothing to say."""
+    assert HADOLINT is not None
+    done = subprocess.run([HADOLINT, str(DEPLOY / "Dockerfile")], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_the_image_runs_as_nobody_in_particular() -> None:
+    """Commands are in exec form, the user is a number, and what is copied is there."""
+    assert re.findall(r"^USER (.+)$", DOCKERFILE, re.MULTILINE) == ["65532:65532"]
+    assert re.findall(r"^ENTRYPOINT (.+)$", DOCKERFILE, re.MULTILINE) == ['["owm-outbox", "relay"]', '["owm-producer"]']
+    root = DEPLOY.parents[1]
+    for line in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE):
+        assert all((root / name).exists() for name in line.split()), line
+
+
+@pytest.mark.slow
+def test_the_image_s_check_of_health_is_that_of_the_relay(tmp_path: Path) -> None:
+    """It succeeds while the relay answers on the port that the image names, and fails when nobody does."""
+    (text,) = re.findall(r"^ +CMD (\[.+\])$", DOCKERFILE, re.MULTILINE)
+    _, *args = yaml.safe_load(text)
+    (port,) = re.findall(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)
+    assert f"OWM_HTTP=0.0.0.0:{port}\n" in DOCKERFILE
+    assert f"127.0.0.1:{port}/healthz" in args[-1]
+    env = {"OWM_OUTBOX": f"sqlite:///{tmp_path}/tasks.db", "OWM_SINK": "jsonl:-", "OWM_HTTP": "0.0.0.0:0"}
+    with relay(cwd=tmp_path, env=env) as process:
+        served = process.says(r"serving http://0\.0\.0\.0:(\d+)")[1]
+        check = [sys.executable, *args[:-1], args[-1].replace(port, served)]
+        assert subprocess.run(check, capture_output=True, check=False).returncode == 0
+    assert subprocess.run(check, capture_output=True, check=False).returncode == 1
 
 
 # -- cron
