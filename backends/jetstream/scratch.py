@@ -21,6 +21,7 @@ from .stream import proposal
 __all__ = ["scratch"]
 
 _ROOM = 10_500
+_MAX_BYTES = 64 * 2**20
 _LEFT = 20
 _AT_ONCE = 1000
 _SECONDS = 10.0
@@ -51,7 +52,7 @@ def scratch(url: URL) -> Iterator[Destination]:
     with contextlib.closing(NatsConnection(Address.of(url, connecting))) as connection:
         config = json.loads(proposal(name, options["subject"]))
         try:
-            ask("STREAM.CREATE", {**config, "max_msgs": _ROOM, "allow_direct": True})
+            ask("STREAM.CREATE", {**config, "max_msgs": _ROOM, "max_bytes": _MAX_BYTES, "allow_direct": True})
         except (ConfigurationError, JetStreamError) as error:
             raise ConfigurationError(
                 f"{url}: check works on a stream of its own, and cannot make it ({error}): let the user publish to "

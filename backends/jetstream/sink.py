@@ -199,7 +199,7 @@ class JetStreamSink(Sink):
             "Nats-Expected-Last-Subject-Sequence": str(sequence),
         }
         try:
-            await session.ask(mark_subject(self._subject, batch.outbox_id), batch.mark.encode(), last)
+            reply = await session.ask(mark_subject(self._subject, batch.outbox_id), batch.mark.encode(), last)
         except JetStreamError as error:
             if error.code in _WRONG_SEQUENCE:
                 held, _ = await self._held(session, batch.outbox_id)
@@ -212,6 +212,8 @@ class JetStreamSink(Sink):
                 stream.most = int((re.findall(r"\d+", error.description) or ["1000"])[-1]) - 1
                 self._check(stream, batch, messages)
             raise
+        if reply.get("count") != len(messages) + 1:  # one that does not know batches would store this message alone
+            raise SinkUnavailable(f"{self._where} gave an answer that makes no sense: {reply}")
 
     async def _full(
         self,

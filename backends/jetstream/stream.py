@@ -25,6 +25,7 @@ def proposal(name: str, subject: str) -> str:
             "subjects": [subject, f"{subject}.mark.*"],
             "retention": "workqueue",
             "discard": "new",
+            "max_bytes": 1_000_000_000,
             "storage": "file",
             "num_replicas": 1,
             "allow_atomic": True,
@@ -75,10 +76,10 @@ def _problems(found: Mapping[str, Any], subject: str) -> Iterable[str]:
         yield "set max_age to 0: it would remove tasks that nobody has read"
     if found.get("max_msgs_per_subject", -1) > 0:
         yield "set max_msgs_per_subject to -1: all tasks have one subject"
-    if found.get("discard", "old") == "old":
-        for bound in ("max_msgs", "max_bytes"):
-            if found.get(bound, -1) > 0:
-                yield f"set discard to new, or {bound} to -1: a full stream would remove tasks that nobody has read"
+    if found.get("discard", "old") != "new" or found.get("max_bytes", -1) <= 0:
+        # The server looks at the stream's own limits before it takes a batch. Where the account or the server runs out
+        # of room, it stores a part of the batch; max_bytes is set aside from what these have.
+        yield "set discard to new, and max_bytes to what it may hold: only so a batch is taken as a whole or not at all"
     if found.get("no_ack"):
         yield "unset no_ack: only an answer says that a batch was taken"
     if found.get("sealed"):

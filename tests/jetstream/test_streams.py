@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from owm_outbox.plugins import open_sink
 from owm_outbox.testing import parcel_batch
 from owm_outbox_backends.jetstream.sink import mark_subject
 
-from support.nats import NatsServer
+from support.nats import NatsServer, running
 
 pytestmark = [pytest.mark.slow]
 
@@ -62,8 +63,8 @@ def test_a_stream_that_does_not_exist(shared_nats: NatsServer) -> None:
         ({"max_age": 3_600_000_000_000}, "set max_age to 0"),
         ({"max_msgs_per_subject": 1000}, "set max_msgs_per_subject to -1"),
         ({"max_msgs_per_subject": 1000, "discard_new_per_subject": True}, "set max_msgs_per_subject to -1"),
-        ({"retention": "limits", "discard": "old", "max_msgs": 1000}, "set discard to new, or max_msgs to -1"),
-        ({"discard": "old", "max_bytes": 1000}, "set discard to new, or max_bytes to -1"),
+        ({"retention": "limits", "discard": "old"}, "set discard to new, and max_bytes"),
+        ({"max_bytes": -1}, "set discard to new, and max_bytes"),
         ({"no_ack": True}, "unset no_ack"),
         ({"subject_transform": {"src": "tasks", "dest": "tasks.mark.x"}}, "remove subject_transform"),
     ],
@@ -100,7 +101,6 @@ def test_a_mirror(bare: NatsServer) -> None:
     [
         {"subjects": ["tasks", "tasks.>"]},
         {"retention": "limits"},
-        {"retention": "limits", "discard": "old"},
         {"storage": "memory"},
         {"deny_delete": True},
         {"compression": "s2"},
@@ -227,6 +227,19 @@ def test_a_full_stream_takes_what_it_has_room_for(bare: NatsServer, limit: Mappi
         with pytest.raises(SinkFull) as last:
             sink.send(parcel_batch("box", position + room, 5))
         assert last.value.room <= 1
+
+
+def test_a_server_that_has_less_room_than_tasks_come(tmp_path: Path) -> None:
+    """What the server has in all is set aside for streams with max_bytes: a batch is refused as a whole."""
+    with running(tmp_path, "jetstream { max_file_store: 1000000 }\n") as server:
+        server.make("TASKS", "tasks", max_bytes=900_000)
+        with open_sink(server.url("TASKS", "tasks", retries=0)) as sink:
+            for sent in range(0, 3500, 500):
+                sink.send(parcel_batch("box", sent, 500))
+            with pytest.raises(SinkFull) as full:
+                sink.send(parcel_batch("box", 3500, 500))
+        assert 0 < full.value.room < 500
+        assert len(server.payloads("TASKS", "tasks")) == 3500
 
 
 def test_a_batch_of_more_messages_than_the_server_takes(nats: NatsServer) -> None:

@@ -129,9 +129,11 @@ class NatsServer:
 
     def make(self, stream: str, subject: str, **changed: Any) -> None:
         """Make the stream that the sink proposes, but for what is changed."""
-        reply = self.api(
-            f"STREAM.CREATE.{stream}", {**json.loads(proposal(stream, subject)), "allow_direct": True, **changed}
-        )
+        config = {**json.loads(proposal(stream, subject)), "allow_direct": True, **changed}
+        deadline = time.monotonic() + PATIENCE
+        # The files of a stream that was removed may still be in the way of a new one of the same name (10049).
+        while (reply := self.api(f"STREAM.CREATE.{stream}", config)).get("error", {}).get("err_code") == 10049:
+            assert time.monotonic() < deadline, reply
         assert "error" not in reply, reply
 
     def remove(self, stream: str) -> None:
