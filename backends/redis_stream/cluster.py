@@ -7,7 +7,8 @@ from itertools import starmap
 from typing import Any, TypeVar
 
 import redis
-from redis.cluster import ClusterNode, RedisCluster
+from redis.cluster import ClusterNode, NodesManager
+from redis.crc import key_slot
 from redis.exceptions import (
     AskError,
     ClusterDownError,
@@ -20,7 +21,7 @@ from redis.exceptions import (
 
 from owm_outbox import URL
 
-from .connection import NO_RETRY, PASSING, OwnRetry, Server, refused_unread, settings_of
+from .connection import PASSING, OwnRetry, Server, refused_unread, settings_of
 from .sink import RedisStreamSink
 
 __all__ = ["RedisClusterSink"]
@@ -48,8 +49,10 @@ class RedisClusterSink(RedisStreamSink):
 class _Cluster(Server):
     """Finds the node that has the stream, and looks again after each failure.
 
-    redis-py's cluster client knows the nodes and has a client for each, which do not retry. The commands go straight to
-    that client, because WAIT has to follow a script on the same connection. So all retries are made here.
+    redis-py's `NodesManager`, which its cluster client goes by, knows the nodes, and has a client for each, which do
+    not retry. The commands go straight to such a client, because WAIT has to follow a script on the same connection. So
+    all retries are made here. `RedisCluster` itself begins with COMMAND, a large reply that nothing here needs, from a
+    node that may be down although the stream's is not.
     """
 
     rights = (("+asking", ("ASKING",)),)  # it is for the next command only, and harmless there
@@ -59,8 +62,8 @@ class _Cluster(Server):
         self._settings.pop("db")
         self._hosts = [(host, port or 6379) for host, port in url.hosts]
         self.user = self._settings.get("username", "default")
-        self._stream = stream
-        self._cluster: Any = None  # a RedisCluster, which has few types
+        self._slot = key_slot(stream.encode())
+        self._nodes: Any = None  # a NodesManager, which has few types
         self._importing: Any = None  # a node that a slot is on its way to, and that has none yet
         self._known = False
         self._retry = retry
@@ -79,16 +82,15 @@ class _Cluster(Server):
     def _attempt(self, do: Callable[[redis.Redis, bool], T]) -> T:
         try:
             self._look()
-            cluster = self._cluster
-            node, asking = cluster.get_node_from_key(self._stream), False
+            node, asking = self._nodes.get_node_from_slot(self._slot), False
             for _ in range(_REDIRECTIONS):
                 try:
-                    return do(cluster.get_redis_connection(node), asking)
+                    return do(self._client_of(node), asking)
                 except AskError as error:
                     node, asking = self._other_node(error), True
                 except MovedError as error:
-                    cluster.nodes_manager.move_slot(error)
-                    node, asking = cluster.get_node_from_key(self._stream), False
+                    self._nodes.move_slot(error)
+                    node, asking = self._nodes.get_node_from_slot(self._slot), False
         except SlotNotCoveredError as error:
             raise ClusterDownError(str(error)) from error
         raise ClusterDownError(f"the nodes do not agree which of them has the stream ({node.name} did not)")
@@ -109,36 +111,41 @@ class _Cluster(Server):
         raise found  # not within a handler: it would be the cause of its own cause
 
     def _ask_nodes(self) -> None:
-        if self._cluster is None:
-            self._cluster = RedisCluster(
+        if self._nodes is None:
+            self._nodes = NodesManager(
                 startup_nodes=list(starmap(_node, self._hosts)),
-                retry=NO_RETRY,
                 require_full_coverage=False,
                 dynamic_startup_nodes=False,  # the URL's hosts stay an entry when all addresses have changed
                 **self._settings,
             )
         else:
-            nodes = [(node.host, node.port) for node in self._cluster.get_nodes()]
-            self._cluster.nodes_manager.initialize(additional_startup_nodes_info=nodes)
+            known = [(node.host, node.port) for node in self._nodes.nodes_cache.values()]
+            self._nodes.initialize(additional_startup_nodes_info=known)
+
+    def _client_of(self, node: Any) -> redis.Redis:
+        if node.redis_connection is None:
+            self._nodes.create_redis_connections([node])
+        client: redis.Redis = node.redis_connection
+        return client
 
     def _other_node(self, error: AskError) -> Any:
-        found = self._cluster.get_node(error.host, error.port)
+        found = self._nodes.get_node(error.host, error.port)
         if found is None and (self._importing is None or self._importing.name != f"{error.host}:{error.port}"):
             self._importing = _node(error.host, error.port)
         return found or self._importing
 
     def disconnect(self) -> None:
         """Close the connections to all nodes; the next call makes new ones."""
-        if self._cluster is not None:
-            self._cluster.disconnect_connection_pools()
-        if self._importing is not None and self._importing.redis_connection is not None:
-            self._importing.redis_connection.close()
+        known = [] if self._nodes is None else [*self._nodes.nodes_cache.values(), self._importing]
+        for node in known:
+            if node is not None and node.redis_connection is not None:
+                node.redis_connection.connection_pool.disconnect()
 
     def close(self) -> None:
         """Close the connections for good."""
         self.disconnect()
-        if self._cluster is not None:
-            self._cluster.close()
+        if self._nodes is not None:
+            self._nodes.close()
 
 
 def _node(host: str, port: int) -> ClusterNode:
