@@ -18,6 +18,7 @@ from owm_outbox_backends.sqlite import SqliteOutbox
 
 from support.commands import run
 from support.prometheus import PROMETHEUS, queries, scraping
+from support.proxy import FaultProxy
 from support.relays import Note, relay
 from support.servers import Server
 from support.weather import made_up, serving
@@ -63,6 +64,14 @@ def _config(node: int, relays: int) -> dict[str, Any]:
     return config | {"global": {"scrape_interval": "250ms", "scrape_timeout": "250ms", "evaluation_interval": "250ms"}}
 
 
+ALERTS: dict[str, str] = {
+    # With a shorter window, as none of this takes minutes here.
+    rule["alert"]: rule["expr"].replace("[10m]", "[5s]")
+    for group in yaml.safe_load((DEPLOY / "alerts.yml").read_text("utf-8"))["groups"]
+    for rule in group["rules"]
+}
+
+
 def test_a_relay_under_load_is_scraped(textfile: int, tmp_path: Path, server: Server, stream: str) -> None:
     """The rate of deliveries is what was delivered; no query and no rule is refused, and no alert fires."""
     args = ("--outbox", f"sqlite:///{tmp_path}/tasks.db?shared=true", "--sink", server.url(stream), "--poll", "0.02")
@@ -88,3 +97,39 @@ def test_a_relay_under_load_is_scraped(textfile: int, tmp_path: Path, server: Se
             assert {rule["health"] for rule in rules} == {"ok"}
             assert not [rule["name"] for rule in rules if rule["state"] == "firing"]
             assert {target["health"] for target in prometheus.get("targets")["activeTargets"]} == {"up"}
+
+
+def test_a_sink_that_is_down_or_full_is_told_of(textfile: int, tmp_path: Path, server: Server, stream: str) -> None:
+    """One that does not answer is sent nothing: what waits tells of it. One that is full refuses each batch."""
+    with (
+        FaultProxy("127.0.0.1", server.port) as proxy,
+        SqliteOutbox(tmp_path / "tasks.db", shared=True) as outbox,
+        relay(
+            *("--outbox", f"sqlite:///{tmp_path}/tasks.db?shared=true", "--poll", "0.02", "--http", "127.0.0.1:0"),
+            *("--sink", f"redis://{proxy.address}/0?stream={stream}&retries=0&maxlen=500&groups=readers"),
+            cwd=tmp_path,
+        ) as process,
+    ):
+        port = int(process.says(r"serving http://127\.0\.0\.1:(\d+)")[1])
+        with scraping(_config(textfile, port), tmp_path) as prometheus:
+            outbox.append([Note(uuid.uuid4(), "note") for _ in range(500)])
+            prometheus.until('owm_outbox_delivered_tasks_total{outbox_job=""}', lambda value: value == 500)
+            assert not prometheus.query(ALERTS["OutboxNotDelivering"])
+
+            proxy.refuse()
+            proxy.cut_all()
+            outbox.append([Note(uuid.uuid4(), "note")])
+            prometheus.until(ALERTS["OutboxNotDelivering"], lambda pending: pending == 1)
+            assert not prometheus.query(ALERTS["OutboxHeldByNobody"])
+            assert sum(value for _, value in prometheus.query("owm_outbox_send_failures_total")) <= 1
+
+            proxy.accept()  # nobody has read the first 500, so there is no room
+            prometheus.until(ALERTS["OutboxSinkFailing"], lambda failures: failures > 0)
+            ((labels, _),) = prometheus.query(ALERTS["OutboxSinkFailing"])
+            assert labels == {"job": "owm-outbox-relay-shop", "reason": "SinkFull"}
+
+            with server.client() as client:
+                client.xgroup_create(stream, "readers", id="$")
+            prometheus.until('owm_outbox_pending_tasks{outbox_job=""}', lambda pending: pending == 0)
+            assert not prometheus.query(ALERTS["OutboxNotDelivering"])
+            assert not prometheus.query(ALERTS["OutboxSinkFailing"])
