@@ -92,6 +92,20 @@ class OutboxDeadLetters(OutboxFixtures):
         assert (second.task_id, second.payload, second.reason) == (None, b"{}", "no number")
         assert first.rejected_at.tzinfo is not None
 
+    def test_a_letter_says_where_it_came_from(self, outbox: Outbox) -> None:
+        """A dead letter has the run, the key and the headers that it had as an entry; an application's has no run."""
+        letters = self.letters(outbox)
+        run = outbox.start_run(JOB).id
+        outbox.store([NewEntry("seven", "7", {"traceparent": "00-1"}, b"{}")], run=run)
+        store(outbox, run, invalid=bad_records(8))
+        outbox.append([Parcel(uuid.uuid4(), 9)])
+        outbox.reject({entry.position: "too heavy" for entry in outbox.read(0, 10)})
+        assert [(letter.run, letter.key, dict(letter.headers)) for letter in letters.dead_letters()] == [
+            (run, "seven", {"traceparent": "00-1"}),
+            (run, 8, {}),
+            (None, None, {}),
+        ]
+
     def test_a_retried_letter_is_pending_at_a_new_position(self, outbox: Outbox) -> None:
         """Retrying stores the same task again beyond all positions, since the sink has moved past its old one."""
         letters = self.letters(outbox)

@@ -158,6 +158,12 @@ class OutboxRuns(OutboxFixtures):
             ids.append(run.id)
         assert [known.id for known in outbox.stats().runs] == ids[:1:-1]
 
+    def test_as_many_runs_are_given_as_are_asked_for(self, outbox: Outbox) -> None:
+        """The newest first, none twice; fewer where there are fewer."""
+        ids = [outbox.start_run(f"job-{number}").id for number in range(3)]
+        assert [known.id for known in outbox.runs(2)] == [ids[2], ids[1]]
+        assert [known.id for known in outbox.runs(99)] == ids[::-1]
+
     # by the clock
 
     def test_a_run_is_resumed_while_it_makes_progress(self, outbox: Outbox, later: Callable[[timedelta], None]) -> None:

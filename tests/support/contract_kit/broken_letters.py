@@ -226,6 +226,31 @@ class ForgetsTheReason(MemoryOutbox):
         return (replace(letter, reason="rejected") for letter in super().dead_letters())
 
 
+@caught_by("test_a_letter_says_where_it_came_from")
+class ForgetsTheRun(MemoryOutbox):
+    """Says that a letter is dead, but not whose it is."""
+
+    def dead_letters(self) -> Iterator[DeadLetter]:
+        return (replace(letter, run=None) for letter in super().dead_letters())
+
+
+@caught_by("test_a_letter_says_where_it_came_from")
+class ShowsNumbersAsText(MemoryOutbox):
+    """Makes a text of each key, so that 8 looks like "8"."""
+
+    def dead_letters(self) -> Iterator[DeadLetter]:
+        for letter in super().dead_letters():
+            yield replace(letter, key=None if letter.key is None else str(letter.key))
+
+
+@caught_by("test_a_letter_says_where_it_came_from")
+class ShowsNoHeaders(MemoryOutbox):
+    """Shows a letter without its headers."""
+
+    def dead_letters(self) -> Iterator[DeadLetter]:
+        return (replace(letter, headers=NO_HEADERS) for letter in super().dead_letters())
+
+
 @caught_by("test_a_retried_letter_is_pending_at_a_new_position")
 class RetriesInPlace(MemoryOutbox):
     """Makes a letter an entry again where it is, which the sink has passed."""

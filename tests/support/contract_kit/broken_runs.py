@@ -216,6 +216,22 @@ class TellsEveryRun(MemoryOutbox):
         return replace(super().stats(), runs=tuple(self._runs.values())[::-1])
 
 
+@caught_by("test_as_many_runs_are_given_as_are_asked_for")
+class GivesTheOldestRuns(MemoryOutbox):
+    """Counts from the wrong end."""
+
+    def runs(self, limit: int) -> Sequence[RunRecord]:
+        return tuple(self._runs.values())[:limit][::-1]
+
+
+@caught_by("test_as_many_runs_are_given_as_are_asked_for")
+class GivesTenRuns(MemoryOutbox):
+    """Gives what the stats have, however few are asked for."""
+
+    def runs(self, limit: int) -> Sequence[RunRecord]:
+        return super().runs(10)
+
+
 # by the clock
 
 
