@@ -90,10 +90,10 @@ def _measure(count: int, url: str, folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--one":
+    if sys.argv[1:2] == ["--one"]:
         print(json.dumps(_measure(int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))))
         sys.exit()
-    sizes = [int(float(size) * 1_000_000) for size in sys.argv[1:]]
+    sizes = [int(float(size) * 1_000_000) for size in sys.argv[1:] or ("0.3", "1", "3")]
     table = {}
     for size in sizes:
         with tempfile.TemporaryDirectory() as name, running(binaries()["valkey"], Path(name) / "valkey") as server:

@@ -1,7 +1,7 @@
 """Benchmark: how fast a backlog in SQLite is drained to each kind of sink, next to its client's plain way.
 
-``python tests/bench/sinks.py 34006``. The plain ways keep no mark, and begin with payloads that are ready: a pipeline of
-500 XADDs; ``executemany`` of 500 INSERTs in a transaction; 500 ``js.publish`` at once, each awaited.
+``python tests/bench/sinks.py 34006``. The plain ways keep no mark, and begin with payloads that are ready: a pipeline
+of 500 XADDs; ``executemany`` of 500 INSERTs in a transaction; 500 ``js.publish`` at once, each awaited.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
 import uuid
 from collections.abc import Callable, Mapping
@@ -26,10 +28,17 @@ def rounds(count: int, ways: Mapping[str, Callable[[], float]]) -> dict[str, lis
 
 
 def show(title: str, found: Mapping[str, list[float]], limit: str, unit: str = "tasks/s") -> None:
-    """Print a table: the median of each way, its spread, and its ratio to the one that is the limit."""
+    """Print a table: the median of each way, its spread, and its ratio to the one that is the limit.
+
+    Where ``BENCH_RESULTS`` names a file, a line of JSON is added to it, for the chart.
+    """
     best = statistics.median(found[limit])
     print(f"\n{title}\n{'':44}{unit:>12}{'spread':>10}{'ratio':>8}")
     for name, values in found.items():
         median = statistics.median(values)
         spread = (max(values) - min(values)) / median
         print(f"{name:44}{median:12,.0f}{spread:10.0%}{median / best:8.2f}", flush=True)
+    if results := os.environ.get("BENCH_RESULTS"):
+        with open(results, "a", encoding="utf-8") as file:
+            medians = {name: statistics.median(values) for name, values in found.items()}
+            file.write(json.dumps({"title": title, "unit": unit, "medians": medians}) + "\n")
