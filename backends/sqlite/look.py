@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -24,6 +25,7 @@ __all__ = ["ReadOnlyDatabase"]
 T = TypeVar("T")
 
 _TICK = 0.02  # seconds; times of files are as exact as the kernel's clock, which ticks every 1 to 10 ms
+_FIRST_SHARED_BYTE, _SHARED_BYTES = 0x40000002, 510  # what readers lock (sqlite.org/lockingv3.html)
 _ATTEMPTS = 5  # each of which fails only if another program opened, closed or changed the file meanwhile
 
 _File = tuple[int, int, int, int] | None  # inode, size, and when content and inode changed; None where there is none
@@ -31,6 +33,10 @@ _File = tuple[int, int, int, int] | None  # inode, size, and when content and in
 
 class _NotInPlaceError(Exception):
     """The file can be read only by a program that may write to it, so that a copy is read instead."""
+
+
+class _BeingClosedError(Exception):
+    """The last program that had the file open is closing it at this moment."""
 
 
 class ReadOnlyDatabase(Database):
@@ -67,18 +73,42 @@ class ReadOnlyDatabase(Database):
                 return self._copy[0].look(query)
             before = self._settled()
             try:
-                with translated(self.path), closing(self._read(before)) as conn:
+                with self._log_kept(), translated(self.path), closing(self._read(before)) as conn:
                     found = self._query(conn, query)
             except _NotInPlaceError:
                 self._make_copy(before)
+            except _BeingClosedError:
+                time.sleep(_TICK)
             except (OutboxInvalid, OutboxUnavailable):
-                self._remove_own_log(before)
                 if self._files() == before:
                     raise
             else:
                 if _has_log(before) or self._files() == before:
                     return found
         raise self._never_still()
+
+    @contextmanager
+    def _log_kept(self) -> Iterator[None]:
+        """Let no program that closes the file remove its log within the block.
+
+        SQLite would make a log in its place, which belonged to this user, and which the owner's relay would refuse. The
+        lock is the one that SQLite itself takes to read; whoever closes the file as the last one needs all of it.
+        """
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            yield  # what follows says why
+            return
+        try:
+            try:
+                fcntl.lockf(fd, fcntl.LOCK_SH | fcntl.LOCK_NB, _SHARED_BYTES, _FIRST_SHARED_BYTE)
+            except (BlockingIOError, PermissionError):
+                raise _BeingClosedError from None
+            except OSError:
+                pass  # a file system without locks
+            yield
+        finally:
+            os.close(fd)
 
     def _settled(self) -> dict[str, _File]:
         """Return what there is, where that matters once the last change is too old to share its time with another."""
@@ -104,6 +134,8 @@ class ReadOnlyDatabase(Database):
             ) from error
 
     def _read(self, files: dict[str, _File]) -> sqlite3.Connection:
+        if _has_log(files) and not _has_log(self._files()):
+            raise _BeingClosedError
         if files[""] is None:
             raise OutboxInvalid(
                 f"cannot open the outbox {self.path} (No such file or directory): name another path with --outbox"
@@ -161,19 +193,6 @@ class ReadOnlyDatabase(Database):
             return Database(path, timeout=self._timeout, shared=self._shared, create=False)
         except (OutboxInvalid, OutboxUnavailable) as error:
             raise type(error)(str(error).replace(str(path), str(self.path))) from error
-
-    def _remove_own_log(self, before: dict[str, _File]) -> None:
-        """Remove an empty log that this user's SQLite made, because a relay closed the file between our two looks.
-
-        Its owner's relay would refuse it as that of another user.
-        """
-        log = Path(f"{self.path}-wal")
-        try:
-            found, owner = log.lstat(), self.path.lstat().st_uid
-            if found.st_size == 0 and owner != found.st_uid == os.geteuid() and _identity(str(log)) != before["-wal"]:
-                log.unlink()
-        except FileNotFoundError:
-            return
 
     # -- what a Database has and this has not
 

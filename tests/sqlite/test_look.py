@@ -204,6 +204,50 @@ def test_a_look_while_programs_open_and_close_the_file(folder: Path) -> None:
     assert {file.name for file in folder.iterdir()} <= {"tasks.db", "tasks.db-wal", "tasks.db-shm"}
 
 
+_LOOKING = """
+import sys
+from owm_outbox.plugins import look_at_outbox
+
+for _ in range(150):
+    with look_at_outbox(f"sqlite:///{sys.argv[1]}") as outbox:
+        assert outbox.stats().pending == 3
+"""
+_OPENING = """
+import select, sys
+from owm_outbox_backends.sqlite import SqliteOutbox
+
+print("ready", flush=True)
+while not select.select([sys.stdin], [], [], 0)[0]:
+    SqliteOutbox(sys.argv[1]).close()
+"""
+
+
+def test_another_user_who_looks_leaves_no_log_behind(folder: Path) -> None:
+    """The owner closes the file just as a look begins; the look's user may make files there, and makes none."""
+    before = _surroundings("another user", folder)
+    path = folder / "tasks.db"
+    with _held(path, "closed"):
+        _readable(folder)
+    folder.chmod(0o777)
+    owner = subprocess.Popen(
+        [sys.executable, "-c", _OPENING, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
+    assert owner.stdout is not None
+    with owner:
+        assert owner.stdout.readline() == b"ready\n"
+        looking = [*before, sys.executable, "-c", _LOOKING, str(path)]
+        others = [subprocess.Popen(looking, stderr=subprocess.PIPE, env=environment()) for _ in range(2)]
+        failed = [other.communicate(timeout=100)[1] for other in others]
+        assert failed == [b"", b""]
+        _, errors = owner.communicate(timeout=20)
+    assert (owner.returncode, errors) == (0, b"")
+    assert {file.stat().st_uid for file in folder.iterdir()} == {os.geteuid()}
+
+
 def test_tables_of_an_older_version_are_looked_at_and_not_upgraded(folder: Path) -> None:
     """A look is made with a newer version than the one that runs: it does not upgrade what that one still uses."""
     path = folder / "tasks.db"
