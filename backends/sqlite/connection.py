@@ -6,6 +6,7 @@ import logging
 import os
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from owm_outbox import OutboxInvalid, OutboxUnavailable, StateStore
 from .file import DatabaseFile
 from .schema import APPLICATION_ID, prepare
 
-__all__ = ["NO_SHARED_MEMORY", "Database", "FileState", "error_code", "translated"]
+__all__ = ["NO_SHARED_MEMORY", "Database", "FileState", "error_code", "is_in_use", "translated"]
 
 log = logging.getLogger("owm_outbox.sqlite")
 
@@ -34,6 +35,17 @@ NO_SHARED_MEMORY = (
 _MAX_WAL = 8 * 2**20  # bytes
 _MAX_FREE = 64 * 2**20  # bytes of free pages that a file keeps for the next run
 _VACUUMED_PAGES = 1024  # per commit
+
+_in_use: Counter[tuple[int, int]] = Counter()  # how often this process has a file open, by device and inode
+
+
+def is_in_use(path: Path) -> bool:
+    """Return whether this process has the file open: then nobody but SQLite may open and close it."""
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    return _in_use[found.st_dev, found.st_ino] > 0
 
 
 class Database:
@@ -58,6 +70,9 @@ class Database:
         except BaseException:
             self._conn.close()
             raise
+        found = path.stat()
+        self._identity: tuple[int, int] | None = (found.st_dev, found.st_ino)
+        _in_use[self._identity] += 1
 
     def _open(self) -> sqlite3.Connection:
         """Open the connection, and bring the file to the newest version.
@@ -206,6 +221,9 @@ class Database:
             if self._folding is not None:
                 self._folding.close()
             self._conn.close()
+        if self._identity is not None:
+            _in_use[self._identity] -= 1
+            self._identity = None
 
     def translated(self) -> AbstractContextManager[None]:
         """Raise our errors instead of SQLite's."""

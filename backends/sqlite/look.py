@@ -49,8 +49,8 @@ class ReadOnlyDatabase(Database):
     - There is a log without an index (it is a backup, or on a file system without shared memory), a commit that was
       left in the middle, or tables of an older version: a private copy is read, made while nobody changed the file.
 
-    The file may be another user's, and its folder read-only. Not for a process that has the file open as a
-    SqliteOutbox: closing it drops the locks of that one (sqlite.org/howtocorrupt.html, section 2.2).
+    The file may be another user's, and its folder read-only. Not for a process that has the file open otherwise:
+    closing it drops the locks of that one (sqlite.org/howtocorrupt.html, section 2.2); `SqliteOutbox.look_at` knows.
 
     :param timeout: seconds to wait for another program.
     :raises OutboxInvalid: there is no such file, or it is not an outbox.

@@ -37,7 +37,7 @@ from owm_outbox import (
     may_resume,
 )
 
-from .connection import Database, FileState
+from .connection import Database, FileState, is_in_use
 from .file import absolute
 from .letters import insert_letters, letters_after, reject_entry, retry_letter
 from .look import ReadOnlyDatabase
@@ -93,8 +93,13 @@ class SqliteOutbox(TransactionalOutbox, DeadLetterStore):
 
     @classmethod
     def look_at(cls, url: URL) -> Outbox:
-        """Open the file to look at it: whoever may read it can, and nothing in its folder changes."""
+        """Open the file to look at it: whoever may read it can, and nothing in its folder changes.
+
+        In a process that has it open anyway, as a relay that serves a page, it is opened as usual.
+        """
         path, options = _file_of(url)
+        if is_in_use(absolute(path)):
+            return cls(path, create=False, **options)
         return cls(path, read_only=True, **options)
 
     # -- the contract

@@ -414,3 +414,22 @@ def test_what_was_read_without_a_lock_counts_only_if_the_file_stood_still(times:
             with pytest.raises(OutboxUnavailable, match="was changed while it was read: run again"):
                 outbox._db.look(query)
     assert left == max(0, times - 5)
+
+
+def test_a_process_that_has_the_file_open_keeps_its_locks(folder: Path) -> None:
+    """A relay that serves a page looks at its own file: what it holds of it stays held, as another process shows."""
+    path = folder / "tasks.db"
+    with SqliteOutbox(path) as outbox:
+        outbox.append([Parcel(uuid.uuid4(), 1)])
+        for _ in range(2):
+            with look_at_outbox(f"sqlite:///{path}") as look:
+                assert look.stats().pending == 1
+        # The last program that closes a file folds its log and removes it; this one is not the last.
+        other = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('PRAGMA user_version'); db.close()"
+        subprocess.run([sys.executable, "-c", other, path], check=True)
+        assert Path(f"{path}-wal").stat().st_size > 0
+        outbox.append([Parcel(uuid.uuid4(), 2)])
+        assert outbox.stats().pending == 2
+    with look_at_outbox(f"sqlite:///{path}") as look:
+        assert look.stats().pending == 2
+        assert not Path(f"{path}-wal").exists()
