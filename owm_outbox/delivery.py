@@ -18,6 +18,7 @@ from owm_outbox.errors import (
     one_line,
 )
 from owm_outbox.outbox import Outbox
+from owm_outbox.rest import Rest
 from owm_outbox.sink import Sink, pausing_with
 from owm_outbox.stop import Stop
 
@@ -64,7 +65,7 @@ class Delivery:
         self._marks = True  # whether the sink can tell what it holds
         self._conflicts = 0
         self._trimmed_before = self._trimmed_told = sink.trimmed
-        self._rest = _Rest(clock)
+        self._rest = Rest(clock)
         self.run_id = next((run.id for run in stats.runs if run.state == "open"), "")
 
     @property
@@ -281,26 +282,3 @@ class Delivery:
 
 def _no_time(seconds: float) -> bool:
     return False
-
-
-class _Rest:
-    """For how long a sink that failed is left alone: the longer it took to fail, the longer.
-
-    So a sink that is down costs an extraction a tenth of its time at most.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._until: float | None = None
-
-    def is_over(self) -> bool:
-        return self._until is None or self._clock() >= self._until
-
-    def begin(self, seconds: float) -> bool:
-        """Begin a rest after a failure that took this long; return whether it is the first of its kind."""
-        first = self._until is None
-        self._until = self._clock() + max(1.0, 10 * seconds)
-        return first
-
-    def end(self) -> None:
-        self._until = None
