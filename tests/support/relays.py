@@ -96,7 +96,7 @@ def wait_for_entries(server: Server, stream: str, count: int) -> None:
     after, seen = b"0", 0
     with server.client() as client:
         while seen < count:
-            found = client.xread({stream: after}, block=5000)
+            found = client.xread({stream: after}, block=30_000)  # longer than a relay waits between attempts
             assert found, f"{seen} of {count} came"
             entries = found[0][1]
             after, seen = entries[-1][0], seen + len(entries)
