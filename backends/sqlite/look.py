@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import itertools
 import os
 import shutil
 import sqlite3
@@ -27,7 +26,7 @@ T = TypeVar("T")
 
 _TICK = 0.02  # seconds; times of files are as exact as the kernel's clock, which ticks every 1 to 10 ms
 _FIRST_SHARED_BYTE, _SHARED_BYTES = 0x40000002, 510  # what readers lock (sqlite.org/lockingv3.html)
-_ATTEMPTS = 5  # at least; each fails only if another program opened, closed or changed the file meanwhile
+_ATTEMPTS = 20  # each of which fails only if another program opened, closed or changed the file meanwhile
 
 _File = tuple[int, int, int, int] | None  # inode, size, and when content and inode changed; None where there is none
 
@@ -69,7 +68,7 @@ class ReadOnlyDatabase(Database):
 
         :raises OutboxUnavailable: it was changed meanwhile, again and again.
         """
-        for _ in self._attempts():
+        for _ in range(_ATTEMPTS):
             if self._copy is not None:
                 return self._copy[0].look(query)
             before = self._settled()
@@ -113,21 +112,13 @@ class ReadOnlyDatabase(Database):
 
     def _settled(self) -> dict[str, _File]:
         """Return what there is, where that matters once the last change is too old to share its time with another."""
-        for _ in self._attempts():
+        for _ in range(_ATTEMPTS):
             files = self._files()
             newest = max((changed for file in files.values() if file is not None for changed in file[2:]), default=0)
             if _has_log(files) or abs(time.time_ns() - newest) > _TICK * 1e9:
                 return files
             time.sleep(_TICK)
         raise self._never_still()
-
-    def _attempts(self) -> Iterator[None]:
-        """Yield for each attempt, as long as another program may be waited for; some in any case."""
-        until = time.monotonic() + self._timeout
-        for number in itertools.count():
-            if number >= _ATTEMPTS and time.monotonic() >= until:
-                return
-            yield
 
     def _never_still(self) -> OutboxUnavailable:
         return OutboxUnavailable(f"{self.path} was changed while it was read: run again")

@@ -12,11 +12,12 @@ from pathlib import Path
 import msgspec
 
 from owm_outbox.cli.weather import read_cities
+from owm_outbox_backends.sqlite import SqliteOutbox
 
 from support.commands import run, start
 from support.weather import serving
 
-__all__ = ["CITIES", "Ordeal", "check_once"]
+__all__ = ["CITIES", "Ordeal", "check_once", "is_complete"]
 
 CITIES = read_cities()[: int(os.environ.get("ORDEAL_CITIES", "6000"))]
 """Real cities; ``ORDEAL_CITIES=34006`` for all of them."""
@@ -31,6 +32,7 @@ class Ordeal:
     """
 
     def __init__(self, outbox: Path, sink: str, count: Callable[[], int]) -> None:
+        self._outbox = outbox
         self._args = ("--outbox", f"sqlite:///{outbox}", "--sink", sink, "--batch-size", "100")
         self._count = count
 
@@ -50,7 +52,7 @@ class Ordeal:
                     self._until(process, self._count() + some)
                 process.kill()
                 process.communicate()
-                if process.returncode == 0:  # it was complete before the signal came: one more would be another run
+                if is_complete(self._outbox):
                     return
             done = run("owm-producer", *args, timeout=110)
         assert done.code == 0, done.err
@@ -70,3 +72,15 @@ def check_once(payloads: Iterable[bytes]) -> None:
 
 class _Task(msgspec.Struct):
     city_id: int
+
+
+def is_complete(outbox: Path) -> bool:
+    """Return whether the newest run is complete: it may be so before its process has ended, and is killed all the same.
+
+    One more call would then be another run, which enqueues each city again.
+    """
+    if not outbox.exists():
+        return False
+    with SqliteOutbox(outbox) as opened:
+        runs = opened.stats().runs
+    return bool(runs) and runs[0].state == "complete"
