@@ -43,12 +43,13 @@ class Patience:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Cut the connection if the block takes too long."""
-        self._since = time.monotonic()
+        """Cut the connection if the block takes too long; one within another counts for the outer one."""
+        before = self._since
+        self._since = time.monotonic() if before is None else before
         try:
             yield
         finally:
-            self._since = None
+            self._since = before
 
     def look(self) -> None:
         """Cut the connection if it is waited on for too long."""
