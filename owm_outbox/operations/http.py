@@ -21,6 +21,7 @@ __all__ = ["Answer", "Server", "address_of"]
 log = logging.getLogger("owm_outbox.http")
 
 _SLOWEST = 10.0  # seconds for a client's request
+_OPEN = ("/healthz", "/readyz")  # to all: a probe has no token
 
 
 class Answer(NamedTuple):
@@ -50,8 +51,8 @@ class Server:
     """Answers GET on threads of its own, as long as it is open.
 
     :param paths: what each path answers.
-    :param token: must come as bearer token, or as the password of basic authentication, which a browser asks for; not
-        for ``/healthz`` and ``/readyz``, which tell nothing.
+    :param token: must come as bearer token, or as the password of basic authentication, which a browser asks for.
+        ``/healthz`` and ``/readyz`` tell their status without it, and nothing else.
     :raises ConfigurationError: the address cannot be used.
     """
 
@@ -102,26 +103,26 @@ class _Handler(BaseHTTPRequestHandler):
         if make is None:
             known = "".join(f"{name}\n" for name in sorted(self.paths))
             return self._write(Answer(404, "text/plain", known.encode()))
-        if self.token is not None and path not in ("/healthz", "/readyz") and not self._may():
+        may = self.token is None or self._may(self.token)
+        if not may and path not in _OPEN:
             return self._write(Answer(401, "text/plain", b"a token is needed\n"))
         try:
             answer = make()
         except Exception:
             log.exception("%s cannot be answered", path)
             answer = Answer(500, "text/plain", b"see the log\n")
-        return self._write(answer)
+        return self._write(answer if may else answer._replace(body=b""))
 
     do_HEAD = do_GET  # noqa: N815 - the name that the server looks for
 
-    def _may(self) -> bool:
-        assert self.token is not None  # noqa: S101 - for the type checker
+    def _may(self, token: str) -> bool:
         kind, _, given = self.headers.get("Authorization", "").partition(" ")
         if kind.lower() == "basic":
             try:
                 given = base64.b64decode(given, validate=True).decode().partition(":")[2]
             except (binascii.Error, UnicodeDecodeError):
                 return False
-        return hmac.compare_digest(given.strip().encode(), self.token.encode())
+        return hmac.compare_digest(given.strip().encode(), token.encode())
 
     def _write(self, answer: Answer) -> None:
         self.send_response(answer.status)

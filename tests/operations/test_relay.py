@@ -224,7 +224,9 @@ def test_a_token(url: str, outbox: SqliteOutbox, tmp_path: Path) -> None:
         assert relay.get("/metrics", headers={"Authorization": "Basic ???"}).status_code == 401
         assert relay.get("/metrics", headers={"Authorization": "Bearer t0ken"}).status_code == 200
         assert relay.get("/metrics", auth=("anybody", "t0ken")).status_code == 200
-        assert relay.get("/healthz").status_code == 200
+        for path in ("/healthz", "/readyz"):
+            assert (relay.get(path).status_code, relay.get(path).text) == (200, "")
+            assert relay.get(path, auth=("anybody", "t0ken")).text != ""
         assert requests.post(f"{relay.url}/metrics", timeout=10).status_code == 501
 
 
