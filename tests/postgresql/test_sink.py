@@ -119,6 +119,14 @@ def test_a_truncate_in_the_middle_of_a_batch_waits_for_it(table: Table) -> None:
         assert (sink.mark("box"), table.payloads()) == (ONE.mark, [b'{"n":1}'])
 
 
+def test_a_batch_is_on_disk_whatever_the_user_s_default_is(table: Table) -> None:
+    """With ``synchronous_commit = off``, a server that fails would lose what the relay has cleared by then."""
+    table.rows("ALTER TABLE {t} ADD durability text DEFAULT current_setting('synchronous_commit')")
+    with open_sink(table.url(options=quote("-c synchronous_commit=off"))) as sink:
+        sink.send(ONE)
+    assert table.rows("SELECT durability FROM {t}") == [("on",)]
+
+
 # -- rows
 
 
