@@ -12,15 +12,16 @@ import click
 import msgspec
 
 from owm_outbox.cli.outcome import Outcome
-from owm_outbox.errors import ConfigurationError, ExitCode, OwmOutboxError
+from owm_outbox.errors import ExitCode, OwmOutboxError
 from owm_outbox.observer import Observer
+from owm_outbox.operations.extra import metrics, telemetry
 from owm_outbox.outbox import OutboxStats
 
 if TYPE_CHECKING:
     from owm_outbox.operations.metrics import Metrics
     from owm_outbox.operations.ping import Ping
 
-__all__ = ["Monitors", "monitor_params", "telemetry", "traces_param"]
+__all__ = ["Monitors", "monitor_params", "traces_param"]
 
 log = logging.getLogger("owm_outbox")
 
@@ -54,18 +55,6 @@ def traces_param() -> click.Option:
     )
 
 
-def telemetry(sink: str) -> Observer:
-    """Return what makes spans.
-
-    :raises ConfigurationError: the extra is not installed.
-    """
-    try:
-        from owm_outbox.operations.telemetry import Telemetry, destination_of
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(f"traces need their extra: pip install 'owm_outbox[otel]' ({error})") from error
-    return Telemetry(*destination_of(sink))
-
-
 def _look_at(url: str) -> OutboxStats:
     """Return what an outbox holds, by a connection of its own."""
     from owm_outbox.plugins import look_at_outbox
@@ -88,7 +77,9 @@ class Monitors:
     ) -> None:
         self._job = job
         self._file = metrics_file
-        self._metrics: Metrics | None = None if metrics_file is None else _metrics(outbox)
+        self._metrics: Metrics | None = (
+            None if metrics_file is None else metrics(None if outbox is None else lambda: _look_at(outbox))
+        )
         self._ping: Ping | None = None if ping is None else _ping(ping)
         self._outcome: Outcome | None = None
         self.observers: list[Observer] = [] if self._metrics is None else [self._metrics]
@@ -133,14 +124,6 @@ def _code(error: BaseException | None) -> int:
     if isinstance(error, KeyboardInterrupt):
         return ExitCode.SIGINT
     return ExitCode.COMPLETE if error is None else ExitCode.BUG
-
-
-def _metrics(outbox: str | None) -> Metrics:
-    try:
-        from owm_outbox.operations.metrics import Metrics
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(f"metrics need their extra: pip install 'owm_outbox[metrics]' ({error})") from error
-    return Metrics(None if outbox is None else lambda: _look_at(outbox))
 
 
 def _ping(url: str) -> Ping:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from owm_outbox.cli.job_scope import DeliveringCommand
-from owm_outbox.cli.monitors import telemetry, traces_param
+from owm_outbox.cli.monitors import traces_param
 from owm_outbox.cli.options import FiniteRange
 from owm_outbox.cli.outcome import EXIT_CODES
 from owm_outbox.cli.relaying import LANE, make_lane_relay, make_relay
@@ -82,6 +82,7 @@ def relay(
     the sink, {lane} is the number of one, if each is to have a stream of its own. It waits for a sink that is down or
     full, and ends only for what waiting does not fix. An outbox that does not exist is made, with a warning.
     """
+    from owm_outbox.operations.extra import telemetry
     from owm_outbox.operations.service import Operations
     from owm_outbox.plugins import open_sink
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Self
 
-from owm_outbox.errors import ConfigurationError, OwmOutboxError
+from owm_outbox.errors import OwmOutboxError
 from owm_outbox.observer import Observer
+from owm_outbox.operations.extra import metrics
 from owm_outbox.operations.health import Health
 from owm_outbox.operations.http import Answer, Server
 from owm_outbox.operations.notify import Watchdog
@@ -57,7 +58,7 @@ class Operations:
         self._watchdog: Watchdog | None = None
         self._stack = ExitStack()
         if http is not None:
-            self._metrics = _metrics(self._stats)
+            self._metrics = metrics(self._stats, relays=True)
             paths = {
                 "/": self._page,
                 "/metrics": self._show_metrics,
@@ -126,11 +127,3 @@ class Operations:
 
 def _text(status: int, line: str) -> Answer:
     return Answer(status, "text/plain", f"{line}\n".encode())
-
-
-def _metrics(look: Callable[[], OutboxStats]) -> Metrics:
-    try:
-        from owm_outbox.operations.metrics import Metrics
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(f"metrics need their extra: pip install 'owm_outbox[metrics]' ({error})") from error
-    return Metrics(look, relays=True)
