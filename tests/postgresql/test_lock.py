@@ -18,7 +18,8 @@ from owm_outbox_backends.postgresql import PostgresqlOutbox
 from owm_outbox_backends.postgresql.connection import readable as wait_for
 
 from support.descriptors import many_open_files
-from support.postgres_outbox import Place, note, report_of
+from support.postgres_outbox import Place, note
+from support.reports import report_of
 
 END_THE_LOCK = """
     SELECT pg_terminate_backend(pid) FROM pg_locks

@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
-from owm_outbox import Batch, Key, Mark, NewEntry, OutboxInvalid, OutboxRelay, RunReport, Sink
+from owm_outbox import Batch, Key, Mark, NewEntry, OutboxInvalid, OutboxRelay, Sink
 from owm_outbox_backends.sqlite import SqliteOutbox
 
 from support.commands import environment
+from support.reports import report_of
 
 pytestmark = pytest.mark.slow
 
@@ -58,24 +59,6 @@ def _acknowledge_all(outbox: SqliteOutbox) -> None:
     outbox.acknowledge(Mark(f"{outbox.stats().last_position} lease task"))
 
 
-def _complete(run_id: str) -> RunReport:
-    return RunReport(
-        run_id=run_id,
-        job="parcels",
-        resumed=False,
-        complete=True,
-        expected=None,
-        extracted=0,
-        duplicates=0,
-        delivered=0,
-        redelivered=0,
-        rejected=0,
-        pending=0,
-        missing=[],
-        seconds=0,
-    )
-
-
 def _wal(path: Path) -> int:
     return Path(f"{path}-wal").stat().st_size
 
@@ -96,7 +79,7 @@ def test_ordinary_upkeep_by_others_is_no_harm(statements: list[str], outbox: Sql
     run = outbox.start_run("parcels")
     _fill(outbox, 20_000, run=run.id)
     _acknowledge_all(outbox)
-    outbox.finish_run(run.id, _complete(run.id))
+    outbox.finish_run(run.id, report_of(run.id))
     outbox.append([Parcel(uuid.uuid4(), 1)])
     before = path.stat().st_size
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -192,7 +175,7 @@ def test_the_wal_is_bounded_while_a_run_is_cleared(outbox: SqliteOutbox, path: P
 
     outbox._db.transaction = watched  # type: ignore[method-assign]  # measured after each commit
     _acknowledge_all(outbox)
-    outbox.finish_run(run.id, _complete(run.id))
+    outbox.finish_run(run.id, report_of(run.id))
     assert peak < 20 * MIB
     assert outbox.read(0, 1) == []
     outbox.close()
@@ -213,7 +196,7 @@ def test_what_a_crash_left_half_cleared_is_cleared_by_the_next_relay(outbox: Sql
 
     outbox._clear_on = killed  # type: ignore[method-assign]  # dies after the first slice
     with pytest.raises(Killed):
-        outbox.finish_run(run.id, _complete(run.id))
+        outbox.finish_run(run.id, report_of(run.id))
     assert len(outbox.read(0, 100_000)) == 15_000
     with SqliteOutbox(path) as after:
         assert after.stats().pending == 0
@@ -232,7 +215,7 @@ def test_a_run_is_cleared_on_a_disk_that_is_nearly_full(outbox: SqliteOutbox, pa
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + MIB, hard))
     try:
-        outbox.finish_run(run.id, _complete(run.id))
+        outbox.finish_run(run.id, report_of(run.id))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert outbox.read(0, 1) == []
@@ -269,7 +252,7 @@ def test_nothing_of_a_newer_sqlite_is_needed(path: Path, monkeypatch: pytest.Mon
         outbox.reject({2: "no"})
         outbox.drop([2])
         _acknowledge_all(outbox)
-        outbox.finish_run(run.id, _complete(run.id))
+        outbox.finish_run(run.id, report_of(run.id))
     assert "CREATE TABLE" in "".join(said)
     assert not [statement for statement in said if "STRICT" in statement.upper() or "RETURNING" in statement.upper()]
 

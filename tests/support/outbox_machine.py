@@ -19,11 +19,12 @@ from owm_outbox import (
     Outbox,
     Run,
     RunRecord,
-    RunReport,
     Stop,
     Stored,
 )
 from owm_outbox.testing import Parcel, ParcelJob
+
+from support.reports import report_of
 
 __all__ = ["OutboxMachine"]
 
@@ -196,21 +197,7 @@ class OutboxMachine(RuleBasedStateMachine):
     @rule(complete=st.booleans())
     def finish(self, complete: bool) -> None:
         """Finish the run; if it is complete, a new one follows."""
-        report = RunReport(
-            run_id=self.run.id,
-            job=self.run.job,
-            resumed=False,
-            complete=complete,
-            expected=None,
-            extracted=0,
-            duplicates=0,
-            delivered=0,
-            redelivered=0,
-            rejected=0,
-            pending=0,
-            missing=[],
-            seconds=0.0,
-        )
+        report = report_of(self.run.id, self.run.job, complete=complete)
         self.outbox.finish_run(self.run.id, report)
         if complete:
             for position in self.model.entries():

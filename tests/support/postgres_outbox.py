@@ -8,14 +8,14 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from owm_outbox import URL, RunReport
+from owm_outbox import URL
 from owm_outbox_backends.postgresql import PostgresqlLanes, PostgresqlOutbox
 from owm_outbox_backends.postgresql.address import Tables
 from owm_outbox_backends.postgresql.scratch import failing, within
 
 from support.postgres import PostgresServer
 
-__all__ = ["Note", "Place", "note", "place_on", "report_of"]
+__all__ = ["Note", "Place", "note", "place_on"]
 
 
 @dataclass
@@ -64,25 +64,6 @@ class Place:
         with self.server.client() as client:
             cursor = client.execute(query.format(t=self.table).encode())
             return cursor.fetchall() if cursor.description else []
-
-
-def report_of(run: str) -> RunReport:
-    """Make the report of a run that is complete."""
-    return RunReport(
-        run_id=run,
-        job="job",
-        resumed=False,
-        complete=True,
-        expected=None,
-        extracted=0,
-        duplicates=0,
-        delivered=0,
-        redelivered=0,
-        rejected=0,
-        pending=0,
-        missing=[],
-        seconds=0.0,
-    )
 
 
 @contextmanager
