@@ -98,14 +98,18 @@ def batch_of(outbox_id: str, after: int, entries: Sequence[Entry]) -> Batch:
 
 def deliver(sink: Sink, batch: Batch) -> None:
     """Send a batch as a relay does: in smaller ones, if ``SinkFull.room`` says that the sink takes fewer at once."""
-    try:
-        sink.send(batch)
-    except SinkFull as full:
-        if not 0 < full.room < len(batch.entries):
-            raise
-        part = batch_of(batch.outbox_id, batch.after.position, batch.entries[: full.room])
-        sink.send(part)
-        deliver(sink, batch_of(batch.outbox_id, part.mark.position, batch.entries[full.room :]))
+    rest = batch
+    while True:
+        try:
+            sink.send(rest)
+        except SinkFull as full:
+            if not 0 < full.room < len(rest.entries):
+                raise
+            part = batch_of(rest.outbox_id, rest.after.position, rest.entries[: full.room])
+            sink.send(part)
+            rest = batch_of(rest.outbox_id, part.mark.position, rest.entries[full.room :])
+        else:
+            return
 
 
 def payloads(*batches: Batch) -> list[bytes]:
