@@ -32,12 +32,13 @@ from owm_outbox.run import Run
 from owm_outbox.sink import Sink, pausing_with
 from owm_outbox.stop import Stop
 
-__all__ = ["OutboxRelay"]
+__all__ = ["LONGEST_RETRY", "OutboxRelay"]
 
 log = logging.getLogger("owm_outbox.relay")
 
 _PARTIAL_AFTER = 1.0  # seconds; where pages come slowly, a batch need not be full
-_LONGEST_RETRY = 30.0  # seconds
+LONGEST_RETRY = 30.0
+"""Seconds between two attempts of a relay that works for months; the first one is made again after 1 s."""
 
 
 class OutboxRelay:
@@ -157,7 +158,7 @@ class OutboxRelay:
                 held = False
                 log.warning("trying again in %.0f s: %s", delay, error, extra={"seconds": delay})
                 asked.wait(delay)
-                delay = min(2 * delay, _LONGEST_RETRY)
+                delay = min(2 * delay, LONGEST_RETRY)
         log.info("stopped; what is left stays in the outbox")
 
     def _serve(self, stop: Stop, poll: float) -> None:
@@ -183,7 +184,7 @@ class OutboxRelay:
                 failing_since = self._clock() if failing_since is None else failing_since
                 self._notify("alive")
                 stop.wait(delay)
-                delay = min(2 * delay, _LONGEST_RETRY)
+                delay = min(2 * delay, LONGEST_RETRY)
 
     # -- within
 

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,12 +16,16 @@ from owm_outbox.cli.options import FiniteRange
 from owm_outbox.cli.outcome import EXIT_CODES
 from owm_outbox.cli.relaying import LANE, make_lane_relay, make_relay
 from owm_outbox.cli.settings import Settings
-from owm_outbox.errors import OutboxInvalid
+from owm_outbox.errors import OutboxInvalid, TryAgainLater
 from owm_outbox.lanes import LanedOutbox
 from owm_outbox.observer import Observer
 from owm_outbox.outbox import Outbox
+from owm_outbox.relay import LONGEST_RETRY
 from owm_outbox.stop import Stop
 from owm_outbox.url import URL
+
+if TYPE_CHECKING:
+    from owm_outbox.operations.health import Health
 
 __all__ = ["relay"]
 
@@ -79,8 +83,9 @@ def relay(
     """Deliver what anybody appends, until SIGTERM or SIGINT.
 
     While another relay holds the outbox, this one stands by. Of an outbox with lanes, it holds its share; in the URL of
-    the sink, {lane} is the number of one, if each is to have a stream of its own. It waits for a sink that is down or
-    full, and ends only for what waiting does not fix. An outbox that does not exist is made, with a warning.
+    the sink, {lane} is the number of one, if each is to have a stream of its own. It waits for an outbox that is down,
+    and for a sink that is down or full, and ends only for what waiting does not fix. An outbox that does not exist is
+    made, with a warning.
     """
     from owm_outbox.operations.extra import telemetry
     from owm_outbox.operations.service import Operations
@@ -91,9 +96,9 @@ def relay(
     with ExitStack() as stack:
         # The sink first: it may be misspelt, and creates nothing.
         to = stack.enter_context(open_sink(settings.sink.replace(LANE, "0")))
-        opened = stack.enter_context(_open_or_make(settings.outbox))
         operations = Operations(outbox, sink, http=http, token=http_token, systemd=_systemd())
         shown = stack.enter_context(operations)
+        opened = stack.enter_context(_open_in_the_end(settings.outbox, stop, shown.health))
         log.info("relaying from %s to %s", URL(settings.outbox), URL(settings.sink))
 
         def observers(name: str, url: str) -> Sequence[Observer]:
@@ -118,6 +123,26 @@ def _systemd() -> tuple[str, str | None] | None:
     """Return what systemd says to a service of its type ``notify``."""
     socket = os.environ.get("NOTIFY_SOCKET")
     return (socket, os.environ.get("WATCHDOG_USEC")) if socket else None
+
+
+def _open_in_the_end(url: str, stop: Stop, health: Health) -> Outbox:
+    """Open an outbox, or make it, once its storage can be reached.
+
+    A machine that starts may have its relay before its database, and a failover takes a while.
+    """
+    delay = 1.0
+    while True:
+        try:
+            opened = _open_or_make(url)
+        except TryAgainLater as error:
+            health.outbox_error = error
+            log.warning("trying again in %.0f s: %s", delay, error, extra={"seconds": delay})
+            stop.wait(delay)
+            stop.check()
+            delay = min(2 * delay, LONGEST_RETRY)
+        else:
+            health.outbox_error = None
+            return opened
 
 
 def _open_or_make(url: str) -> Outbox:

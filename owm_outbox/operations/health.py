@@ -47,6 +47,8 @@ class Health:
         self._clock = clock
         self._lock = threading.Lock()
         self._pulses: dict[str, Pulse] = {}
+        self.outbox_error: OwmOutboxError | None = None
+        """Why the outbox could not be opened yet."""
 
     def pulse(self, name: str) -> Pulse:
         """Return the observer for what has this name: a lane's relay, or the loop that shares lanes out."""
@@ -63,6 +65,11 @@ class Health:
         return [pulse.name for pulse in self._all() if pulse.held and pulse.name.startswith(prefix)]
 
     @property
+    def ready(self) -> bool:
+        """Whether what is appended would be delivered now, by this process or by one that it stands by for."""
+        return self.outbox_error is None and not self.sink_errors
+
+    @property
     def sink_errors(self) -> list[OwmOutboxError]:
         """What the sinks of those at work answered last, where that was an error."""
         return [pulse.sink_error for pulse in self._all() if pulse.held and pulse.sink_error is not None]
@@ -70,8 +77,9 @@ class Health:
     def line(self) -> str:
         """Say in one line what the process does."""
         held = sum(pulse.held for pulse in self._all())
-        errors = self.sink_errors
-        if errors:
+        if self.outbox_error is not None:
+            return f"waiting for the outbox: {self.outbox_error}"
+        if errors := self.sink_errors:
             return f"waiting for the sink: {errors[0]}"
         return "standing by: another relay holds the outbox" if not held else f"delivering: {held} held"
 

@@ -116,7 +116,7 @@ class Operations:
         return _text(200, "ok")
 
     def _ready(self) -> Answer:
-        return _text(503 if self.health.sink_errors else 200, self.health.line())
+        return _text(200 if self.health.ready else 503, self.health.line())
 
     def _show_metrics(self) -> Answer:
         from prometheus_client import generate_latest

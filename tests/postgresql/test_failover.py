@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import requests
 
 from owm_outbox.plugins import open_outbox
 from owm_outbox_backends.postgresql import PostgresqlOutbox
@@ -88,6 +89,7 @@ def test_a_standby_takes_over(
     open_outbox(url).close()
     application = Application(url)
     with relay("--outbox", url, "--sink", valkey.url(stream), cwd=tmp_path) as working:
+        working.says("relaying from")
         application.start()
         assert application.half_way.wait(60)
         own_postgres.kill()
@@ -101,6 +103,38 @@ def test_a_standby_takes_over(
     arrived = [task["task_id"] for task in tasks(valkey, stream)]
     assert len(arrived) == len(set(arrived))
     assert set(application.committed) <= set(arrived) <= {*application.committed, *application.unknown}
+
+
+def test_a_relay_that_starts_before_its_database_waits_for_it(
+    own_postgres: PostgresServer, valkey: Server, stream: str, tmp_path: Path
+) -> None:
+    """It says so, in its log and to a probe, and delivers as soon as the database is there."""
+    with open_outbox(own_postgres.url()) as outbox:
+        outbox.append([Note(uuid.uuid4(), "waits")])
+    own_postgres.kill()
+    args = ("--outbox", own_postgres.url(), "--sink", valkey.url(stream), "--http", "127.0.0.1:0")
+    with relay(*args, cwd=tmp_path) as working:
+        address = working.says(r"serving (http://\S+)")[1]
+        working.says("trying again in 1 s: .* cannot be reached")
+        answer = requests.get(f"{address}/readyz", timeout=10)
+        assert (answer.status_code, answer.text.partition(": ")[0]) == (503, "waiting for the outbox")
+        assert requests.get(f"{address}/healthz", timeout=10).status_code == 200
+        own_postgres.start()
+        wait_for_entries(valkey, stream, 1)
+        assert requests.get(f"{address}/readyz", timeout=10).status_code == 200
+        working.process.terminate()
+        assert working.ends() == 143
+
+
+def test_a_relay_that_waits_for_its_database_can_be_stopped(
+    own_postgres: PostgresServer, valkey: Server, stream: str, tmp_path: Path
+) -> None:
+    """Between two attempts, at once."""
+    own_postgres.kill()
+    with relay("--outbox", own_postgres.url(), "--sink", valkey.url(stream), cwd=tmp_path) as working:
+        working.says("trying again in 4 s: ")
+        working.process.terminate()
+        assert working.ends(within=2) == 143
 
 
 def test_a_standby_takes_no_writes(own_postgres: PostgresServer, standby: PostgresServer, tmp_path: Path) -> None:
