@@ -224,6 +224,7 @@ with PostgresqlOutbox(sys.argv[1], table=sys.argv[2]) as outbox:
 @pytest.mark.slow
 def test_a_task_is_committed_and_rolled_back_with_django(place: Place) -> None:
     """Within atomic, both or neither; outside of it, an error says what is missing."""
+    place.needs(14, "Django itself needs PostgreSQL 14")
     orders = _orders(place)
     done = subprocess.run(
         [sys.executable, "-c", DJANGO, place.server.url(), place.table],

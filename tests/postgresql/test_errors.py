@@ -240,9 +240,10 @@ def test_a_connection_that_was_ended_while_it_was_idle(place: Place) -> None:
     """An operator ends our connections, or the server is restarted: the next call connects again, and tells nobody."""
     with place.open() as outbox:
         for call in (lambda: outbox.append([note("yes")]), outbox.stats, lambda: outbox.state.set("a", b"b")):
-            place.rows(
-                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name LIKE 'owm_outbox%'"
-            )
+            ours = "FROM pg_stat_activity WHERE application_name LIKE 'owm_outbox%'"
+            place.rows(f"SELECT pg_terminate_backend(pid) {ours}")
+            while place.rows(f"SELECT pid {ours}"):  # it returns before the backend has ended
+                pass
             call()
         assert outbox.stats().pending == 1
 

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 from owm_outbox import URL
 from owm_outbox_backends.postgresql import PostgresqlLanes, PostgresqlOutbox
 from owm_outbox_backends.postgresql.address import Tables
@@ -42,6 +44,12 @@ class Place:
     def url(self) -> str:
         """The outbox's URL."""
         return self.server.url(table=self.table)
+
+    def needs(self, version: int, why: str) -> None:
+        """Leave the test to servers from this version on; the two of the wheel are always."""
+        with self.server.client() as client:
+            if client.info.server_version < version * 10_000:
+                pytest.skip(why)
 
     def open(self, **options: Any) -> PostgresqlOutbox:
         """Open the outbox."""
