@@ -343,16 +343,13 @@ def _file_of(url: URL) -> tuple[str, dict[str, Any]]:
 
 def _clear_slice(conn: sqlite3.Connection, after: int) -> int | None:
     """Delete some of what is acknowledged and belongs to no open run; return where to continue, ``None`` at the end."""
-    rows = conn.execute(
-        f"SELECT position FROM outbox_entries WHERE position > ? AND position <= ? AND {_DELIVERED} "  # noqa: S608 - ours
-        "ORDER BY position LIMIT ?",
-        (after, acknowledged(conn).position, _SLICE),
-    ).fetchall()
-    if not rows:
+    held = acknowledged(conn).position
+    (first,) = conn.execute("SELECT min(position) FROM outbox_entries WHERE position > ?", (after,)).fetchone()
+    if first is None or first > held:
         return None
-    last = int(rows[-1][0])
+    last = min(int(first) + _SLICE - 1, held)
     conn.execute(
-        f"DELETE FROM outbox_entries WHERE position > ? AND position <= ? AND {_DELIVERED}",  # noqa: S608 - ours
-        (after, last),
+        f"DELETE FROM outbox_entries WHERE position BETWEEN ? AND ? AND {_DELIVERED}",  # noqa: S608 - ours
+        (first, last),
     )
-    return last if len(rows) == _SLICE else None
+    return last if last < held else None
