@@ -75,7 +75,6 @@ class DatabaseFile:
         try:
             if application_id is not None:
                 with closing(sqlite3.connect(new, isolation_level=None)) as connection:
-                    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
                     connection.execute(f"PRAGMA application_id = {application_id}")
             self._name(new)
         except sqlite3.Error as error:

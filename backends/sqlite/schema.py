@@ -28,7 +28,6 @@ def prepare(connection: sqlite3.Connection, path: Path, *, shared: bool) -> None
     if not shared and connection.execute("PRAGMA application_id").fetchone()[0] == 0:
         # In one commit, the first, and before WAL: a file that has anything in it says in its header that it is ours.
         connection.execute("BEGIN")
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # has an effect in a new file only
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute("COMMIT")
     connection.execute("PRAGMA journal_mode = WAL")
