@@ -24,6 +24,7 @@ from owm_outbox.errors import (
     TryAgainLater,
 )
 from owm_outbox.extraction import Extraction
+from owm_outbox.finishing import was_closed
 from owm_outbox.job import Job
 from owm_outbox.observer import Observer
 from owm_outbox.outbox import RESUME_WITHIN, Outbox
@@ -98,7 +99,11 @@ class OutboxRelay:
             except OwmOutboxError as error:
                 cause = self._deliver(delivery, error)
             problem = cause or extraction.problem()
-            report = self._finish(extraction, delivery, complete=problem is None, started=started)
+            report = self._report(extraction, delivery, complete=problem is None, started=started)
+            failure = self._finish(report)
+        if failure is not None and not was_closed(self._outbox, run.id, failure, self._stop):
+            raise failure
+        self._notify("run_finished", report)
         if problem is not None:
             code = problem.exit_code if cause else ExitCode.TRY_AGAIN_LATER
             raise RunIncomplete(str(problem), report, exit_code=code) from cause
@@ -241,7 +246,7 @@ class OutboxRelay:
                 log.warning("%s", error)
         return cause
 
-    def _finish(self, extraction: Extraction, delivery: Delivery, *, complete: bool, started: float) -> RunReport:
+    def _report(self, extraction: Extraction, delivery: Delivery, *, complete: bool, started: float) -> RunReport:
         run = extraction.run
         try:
             delivery.acknowledge()
@@ -253,7 +258,7 @@ class OutboxRelay:
                 raise
             log.info("the report is an estimate: %s", error)
             pending, rejected = max(run.extracted - delivery.delivered, 0), run.rejected
-        report = RunReport(
+        return RunReport(
             run_id=run.id,
             job=run.job,
             resumed=run.resumed,
@@ -270,14 +275,17 @@ class OutboxRelay:
             missing=sorted(extraction.missing),
             seconds=round(self._clock() - started, 3),
         )
+
+    def _finish(self, report: RunReport) -> OwmOutboxError | None:
+        """Have the outbox keep the report; return what it raised if the run was to be closed."""
         try:
-            self._outbox.finish_run(run.id, report)
+            self._outbox.finish_run(report.run_id, report)
         except OwmOutboxError as error:
-            if complete:
-                raise
+            if report.complete:
+                log.warning("closing the run: %s", error)
+                return error
             log.info("the report could not be stored: %s", error)
-        self._notify("run_finished", report)
-        return report
+        return None
 
     def _notify(self, event: str, *args: Any) -> None:
         for observer in self._observers:
