@@ -82,14 +82,15 @@ class LaneLock(Session):
     def wait(self, seconds: float, stop: Stop) -> None:
         """Return once an append notified, after so many seconds, or when a stop is asked for."""
         key = self._tables.asleep_key_of(self._tables.lane)
-        with self.connected() as conn:
-            # Refused while an append is under way that took us to be awake: then the time decides when to look again.
-            asleep = _one(conn, "SELECT pg_try_advisory_lock(%s)", key)
-            if asleep and _one(
-                conn, self._tables.sql("SELECT 1 FROM {incoming} WHERE lane = %s LIMIT 1"), self._tables.lane
-            ):
-                seconds = 0  # committed since we looked, and notified nobody
+        asleep = False
         try:
+            with self.connected() as conn:
+                # Refused while an append is under way that took us to be awake: then the time decides when to look.
+                asleep = _one(conn, "SELECT pg_try_advisory_lock(%s)", key)
+                if asleep and _one(
+                    conn, self._tables.sql("SELECT 1 FROM {incoming} WHERE lane = %s LIMIT 1"), self._tables.lane
+                ):
+                    seconds = 0  # committed since we looked, and notified nobody
             self._listen(seconds, stop)
         finally:
             if asleep and self.is_open:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from psycopg.sql import SQL, Identifier
 
 from owm_outbox import Mark, OutboxLocked, OutboxRelay, OutboxUnavailable, OwmOutboxError, Stop
 from owm_outbox_backends.jsonl import JsonLinesSink
@@ -25,6 +26,11 @@ END_THE_LOCK = """
     SELECT pg_terminate_backend(pid) FROM pg_locks
     WHERE locktype = 'advisory' AND granted AND pid <> pg_backend_pid()
     AND (classid::bigint << 32) | objid::bigint = {key}
+"""
+
+ADVISORY = """
+    SELECT pid FROM pg_locks
+    WHERE locktype = 'advisory' AND granted AND (classid::bigint << 32) | objid::bigint = {key}
 """
 
 
@@ -270,6 +276,21 @@ def test_what_was_committed_just_before_the_wait_ends_it(place: Place) -> None:
         began = time.monotonic()
         outbox.wait(30, Stop())
         assert time.monotonic() - began < 15
+
+
+def test_a_wait_that_fails_is_no_sleep(place: Place) -> None:
+    """Where another session locks the table, it does not count as asleep from then on: each append would notify it."""
+    with place.open() as outbox, outbox.lock():
+        lock = outbox._db.lock
+        assert lock is not None
+        with lock.connected() as conn:
+            conn.execute("SET lock_timeout = '50ms'")
+        with place.server.client() as operator, operator.transaction():
+            operator.execute(SQL("LOCK TABLE {}").format(Identifier(f"{place.table}_incoming")))
+            with pytest.raises(OutboxUnavailable, match="another session holds a lock"):
+                outbox.wait(30, Stop())
+        assert place.rows(ADVISORY.format(key=outbox._tables.asleep_key_of(0))) == []
+        assert len(place.rows(ADVISORY.format(key=outbox._tables.lock_key))) == 1
 
 
 def test_a_process_with_many_open_files(place: Place) -> None:
