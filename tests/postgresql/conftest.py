@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from support.postgres import PostgresServer, postgres_binaries, postgres_running
 from support.postgres_outbox import Place, place_on
 from support.postgres_table import Table, table_on
+from support.servers import Server, binaries, running
 
 BINARIES = postgres_binaries()
 
@@ -51,3 +53,10 @@ def own_postgres() -> Iterator[PostgresServer]:
 def own_place(own_postgres: PostgresServer) -> Place:
     """Give tables on a server of the test's own."""
     return Place(own_postgres)
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[Server]:
+    """Run the server of the sink."""
+    with running(binaries()["valkey"], tmp_path / "valkey") as server:
+        yield server

@@ -12,7 +12,6 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -23,7 +22,7 @@ from support import postgres_shop
 from support.commands import environment, start
 from support.postgres import PostgresServer
 from support.postgres_outbox import Place
-from support.servers import Server, binaries, running
+from support.servers import Server
 from support.streams import tasks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -38,13 +37,6 @@ HELD = """
     SELECT (l.classid::bigint << 32) | l.objid::bigint, a.application_name FROM pg_locks AS l
     JOIN pg_stat_activity AS a USING (pid) WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
 """
-
-
-@pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[Server]:
-    """Run the server of the sink."""
-    with running(binaries()["valkey"], tmp_path / "valkey") as server:
-        yield server
 
 
 class Relays:

@@ -19,19 +19,12 @@ from support.commands import run
 from support.postgres import PostgresServer, postgres_folder
 from support.postgres_outbox import Note
 from support.relays import relay, wait_for_entries
-from support.servers import Server, binaries, running
+from support.servers import Server
 from support.streams import tasks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 BEFORE, AFTER = 200, 200  # tasks that are committed before the primary dies, and in all after it
-
-
-@pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[Server]:
-    """Run the server of the sink."""
-    with running(binaries()["valkey"], tmp_path / "valkey") as server:
-        yield server
 
 
 @pytest.fixture
