@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import socketserver
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -246,6 +247,37 @@ def test_cuts_everything_at_once(by_line: FaultProxy) -> None:
             assert read(sock, 2) == b"x\n"
         by_line.cut_all()
         assert read_until_reset(one) == read_until_reset(two) == b""
+
+
+def test_withholds_everything_both_ways(by_line: FaultProxy, echo: Echo) -> None:
+    """As long as it does, neither side gets anything nor notices an end; afterwards all of it arrives."""
+    with connected(by_line) as one, connected(by_line) as two:
+        answer = by_line.before_reply(by_line.withhold)
+        one.sendall(b"reply\n")
+        answer.wait()
+        two.sendall(b"request\n")
+        two.shutdown(socket.SHUT_WR)
+        one.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            one.recv(1)
+        assert echo.received == b"reply\n"
+        assert not echo.ended.acquire(blocking=False)
+        by_line.deliver()
+        assert read(one, 6) == b"reply\n"
+        assert read(two, 100) == b"request\n"
+        assert echo.ended.acquire(timeout=20)
+
+
+def test_withholds_a_reset(by_line: FaultProxy, echo: Echo) -> None:
+    """A side that is reset meanwhile is so to the other one only afterwards."""
+    with connected(by_line) as sock:
+        sock.sendall(b"x\n")
+        assert read(sock, 2) == b"x\n"
+        by_line.withhold()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert not echo.ended.acquire(timeout=0.2)
+    by_line.deliver()
+    assert echo.ended.acquire(timeout=20)
 
 
 def test_leads_new_connections_elsewhere(by_line: FaultProxy) -> None:

@@ -139,6 +139,8 @@ class FaultProxy:
         self._limits: dict[str, tuple[int, Fault]] = {}
         self._rate: float | None = None
         self._rate_changed = asyncio.Event()
+        self._flows = asyncio.Event()
+        self._flows.set()
         self._lock = threading.Lock()
         self._callers = ThreadPoolExecutor(thread_name_prefix="fault proxy call")
         self._links: set[_Link] = set()
@@ -237,6 +239,14 @@ class FaultProxy:
         """Let no more than this many bytes per second pass, each way of each connection; ``None``: no limit."""
         self._do(self._set_rate(bytes_per_second))
 
+    def withhold(self) -> None:
+        """Let nothing pass either way from now on, not even an end or a reset, as where a network is cut."""
+        self._do(self._set_flowing(False))
+
+    def deliver(self) -> None:
+        """Let pass what was withheld, and all that follows."""
+        self._do(self._set_flowing(True))
+
     def refuse(self) -> None:
         """Refuse new connections from now on; the port stays ours."""
         self._do(self._stop_listening())
@@ -318,6 +328,12 @@ class FaultProxy:
         self._rate = rate
         self._rate_changed.set()
 
+    async def _set_flowing(self, flowing: bool) -> None:
+        if flowing:
+            self._flows.set()
+        else:
+            self._flows.clear()
+
     async def _listen(self) -> None:
         if self._listener is None:
             listener = socket.socket()
@@ -376,6 +392,7 @@ class FaultProxy:
     async def _close(self) -> None:
         await self._stop_listening()
         await self._cut_all()
+        self._flows.set()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -430,6 +447,7 @@ class _Link:
         down = asyncio.ensure_future(self._pump(reader, self._client[1], self._reply))
         try:
             done, _ = await asyncio.wait([up, down], return_when=asyncio.FIRST_COMPLETED)
+            await self._proxy._flows.wait()
             for task in done:
                 task.result()
             if not self._hangs:
@@ -452,6 +470,7 @@ class _Link:
                     await handle(message, writer)
         if not self._hangs:
             await self._pass("upstream" if handle == self._request else "downstream", bytes(buffer), writer)
+            await self._proxy._flows.wait()
             writer.write_eof()
 
     def _messages(self, buffer: bytearray) -> Iterator[bytes]:
@@ -498,6 +517,7 @@ class _Link:
 
     async def _pass(self, way: str, data: bytes, writer: asyncio.StreamWriter) -> None:
         while data:
+            await self._proxy._flows.wait()
             size = await self._proxy._pace(len(data))
             size, fault = self._proxy._allowed(way, size)
             writer.write(data[:size])
