@@ -146,3 +146,29 @@ def test_a_standby_takes_no_writes(own_postgres: PostgresServer, standby: Postgr
         status = run("owm-outbox", "status", "--json", "--outbox", server.url())
         assert (status.code, status.err) == (0, "")
         assert json.loads(status.out)["pending"] == 1
+
+
+def test_a_standby_that_takes_no_connections_yet(
+    own_postgres: PostgresServer, standby: PostgresServer, valkey: Server, stream: str, tmp_path: Path
+) -> None:
+    """It is an outage like a server that is down; once it was promoted, what was pending arrives once."""
+    sink = ("--sink", valkey.url(stream))
+    with open_outbox(own_postgres.url()) as outbox:
+        outbox.append([Note(uuid.uuid4(), text) for text in "ab"])
+        assert run("owm-outbox", "drain", "--outbox", own_postgres.url(), *sink).code == 0
+        outbox.append([Note(uuid.uuid4(), text) for text in "cde"])
+    standby.stop()
+    standby.settings["hot_standby"] = "off"
+    standby.start(refusing="Hot standby mode is disabled")
+    own_postgres.kill()
+    done = run("owm-outbox", "drain", "--outbox", standby.url(), *sink)
+    assert (done.code, done.out) == (75, "")
+    assert "cannot be reached (" in done.line
+    assert "the database system is not accepting connections" in done.line
+    with relay("--outbox", standby.url(), *sink, cwd=tmp_path) as working:
+        working.says("trying again in 1 s: .* the database system is not accepting connections")
+        standby.promote()
+        wait_for_entries(valkey, stream, 5)
+        working.process.terminate()
+        assert working.ends() == 143
+    assert [task["text"] for task in tasks(valkey, stream)] == list("abcde")

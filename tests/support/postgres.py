@@ -109,8 +109,8 @@ class PostgresServer:
         self._run("pg_basebackup", "-d", self.url(), "-D", other.data, "-R", "--checkpoint=fast", "--no-sync")
         return other
 
-    def start(self) -> None:
-        """Start it and wait until it answers."""
+    def start(self, *, refusing: str | None = None) -> None:
+        """Start it and wait until it answers, or refuses connections with this text."""
         settings = [f"{name}={value}" for name, value in self.settings.items()]
         command = [str(self.binaries / "postgres"), "-D", str(self.data), "-p", str(self.port), "-k", ""]
         command += ["-h", "127.0.0.1"]
@@ -125,11 +125,15 @@ class PostgresServer:
         self._process = process
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
-            with contextlib.suppress(psycopg.OperationalError), self.client(connect_timeout=5):
-                return None
+            try:
+                with self.client(connect_timeout=5):
+                    return None
+            except psycopg.OperationalError as error:
+                if refusing is not None and refusing in str(error):
+                    return None
             if process.poll() is not None:  # after a SIGKILL, its children may still hold the shared memory
                 time.sleep(0.1)
-                return self.start()
+                return self.start(refusing=refusing)
             time.sleep(0.02)
         raise RuntimeError(f"{self.binaries} did not start: {(self.folder / 'server.log').read_text()[-500:]}")
 
@@ -152,6 +156,10 @@ class PostgresServer:
             self._process.send_signal(signal.SIGINT)
             self._process.wait(30)
             self._process = None
+
+    def promote(self) -> None:
+        """Make a standby the primary, also one that takes no connections yet."""
+        self._run("pg_ctl", "promote", "-D", self.data)
 
     def restart(self) -> None:
         """End it and start it again."""
