@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from psycopg.sql import SQL, Identifier
 
+from support.postgres import PostgresServer
 from support.postgres_outbox import Place, note
+from support.proxy import FaultProxy, chunks
 from support.relays import Relay, relay, wait_for_entries
 from support.servers import Server
 from support.streams import tasks
@@ -28,6 +31,11 @@ def _until_acknowledged(place: Place, working: Relay) -> None:
     """Wait until a relay has cleared all that it delivered."""
     while place.rows("TABLE {t}_entries"):
         assert working.process.poll() is None
+
+
+def _content(place: Place) -> list[object]:
+    whats = ("entries", "incoming", "positions", "lanes", "state")
+    return [place.rows(f"TABLE {{t}}_{what} ORDER BY 1, 2") for what in whats]
 
 
 def _texts(server: Server, stream: str) -> list[str]:
@@ -68,3 +76,50 @@ def test_a_relay_that_is_the_victim_of_a_deadlock_tries_again(
         assert working.ends() == 143
     assert len([line for line in working.lines if "trying again" in line]) == 1
     assert _texts(valkey, stream) == list("abcd")
+
+
+@pytest.fixture
+def network(own_postgres: PostgresServer) -> Iterator[FaultProxy]:
+    """Give a way to the server that can be cut."""
+    with FaultProxy("127.0.0.1", own_postgres.port, framing=chunks) as proxy:
+        yield proxy
+
+
+def test_a_relay_that_is_cut_off_gives_way(
+    own_place: Place, network: FaultProxy, valkey: Server, stream: str, tmp_path: Path
+) -> None:
+    """Cut off as the sink took a batch, it loses its lock to another and writes nothing more; each task comes once."""
+    url = own_place.url.replace(f":{own_place.server.port}", f":{network.port}")
+    with (
+        own_place.open() as application,
+        FaultProxy("127.0.0.1", valkey.port) as sink,
+        relay("--outbox", url, "--sink", f"redis://{sink.address}/0?stream={stream}", cwd=tmp_path) as one,
+    ):
+        application.append([note("a")])
+        wait_for_entries(valkey, stream, 1)
+        _until_acknowledged(own_place, one)
+        with relay("--outbox", own_place.url, "--sink", valkey.url(stream), cwd=tmp_path) as other:
+            other.says("standing by: ")
+            cut = sink.before_reply(network.withhold, command="EVALSHA")
+            application.append([note("b")])
+            cut.wait()
+            passed = dict(network.passed)
+            application.append([note("c")])
+            other.says("taking over: the outbox is free", within=40)
+            other.says("the sink already holds entries up to position 2")
+            application.append([note("d")])
+            wait_for_entries(valkey, stream, 4)
+            _until_acknowledged(own_place, other)
+            assert network.passed == passed
+            before = _content(own_place)
+            network.deliver()
+            one.says("asking for the lock again: .* that held the lock was lost")
+            one.says("standing by: ")
+            assert _content(own_place) == before
+            other.process.terminate()
+            assert other.ends() == 143
+        application.append([note("e")])
+        wait_for_entries(valkey, stream, 5)
+        one.process.terminate()
+        assert one.ends() == 143
+    assert _texts(valkey, stream) == list("abcde")
