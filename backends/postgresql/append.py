@@ -23,26 +23,36 @@ __all__ = ["append", "append_async", "append_within"]
 # The rows have no position, and the commit is on disk. The lock of a relay that is asleep says that there is one to
 # wake: a NOTIFY in every append would cost three tenths of the appends per second. Where none is asleep, our own lock
 # keeps it from falling asleep before we commit.
-_APPEND: LiteralString = (
+_FORM: LiteralString = (
     "WITH new AS (INSERT INTO {entries} (lane, key, task_id, headers, payload, stored_at) "
-    "SELECT lane, key, task_id, headers, payload, coalesce(%(now)s::timestamptz, clock_timestamp()) "
-    "FROM unnest(%(lanes)s::smallint[], %(keys)s::text[], %(ids)s::text[], %(headers)s::json[], %(payloads)b::bytea[]) "
-    "WITH ORDINALITY AS given (lane, key, task_id, headers, payload, number) ORDER BY number "
+    "SELECT lane, key, task_id, headers, payload, coalesce(%(now)s::timestamptz, clock_timestamp()) FROM <given> "
     "RETURNING lane, sequence), "
     "incoming AS (INSERT INTO {incoming} (lane, sequence) SELECT lane, sequence FROM new RETURNING 1) "
-    "SELECT count(*), CASE WHEN (SELECT bool_and(pg_try_advisory_xact_lock_shared(key)) "
-    "FROM unnest(%(asleep)s::bigint[]) AS key) THEN NULL ELSE pg_notify(%(channel)s, '') END, "
+    "SELECT count(*), CASE WHEN <awake> THEN NULL ELSE pg_notify(%(channel)s, '') END, "
     "set_config('synchronous_commit', CASE "
     "WHEN current_setting('synchronous_commit') = 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true) "
     "FROM incoming"
 )
+_MANY: LiteralString = _FORM.replace(
+    "<given>",
+    "unnest(%(lane)s::smallint[], %(key)s::text[], %(id)s::text[], %(headers)s::json[], %(payload)b::bytea[]) "
+    "WITH ORDINALITY AS given (lane, key, task_id, headers, payload, number) ORDER BY number",
+).replace(
+    "<awake>", "(SELECT bool_and(pg_try_advisory_xact_lock_shared(key)) FROM unnest(%(asleep)s::bigint[]) AS key)"
+)
+# Of one task, as most applications append: for psycopg to write six arrays would take a sixth of the whole.
+_ONE: LiteralString = _FORM.replace(
+    "<given>",
+    "(VALUES (%(lane)s::smallint, %(key)s::text, %(id)s::text, %(headers)s::json, %(payload)b::bytea)) "
+    "AS given (lane, key, task_id, headers, payload)",
+).replace("<awake>", "pg_try_advisory_xact_lock_shared(%(asleep)s::bigint)")
 _TAKES = "of psycopg, SQLAlchemy or Django, and append_async one of psycopg, asyncpg or SQLAlchemy's asyncio"
 
 
 def append(conn: psycopg.Connection[Row], tables: Tables, entries: Sequence[NewEntry], now: datetime | None) -> int:
     """Insert entries, and return how many."""
     with conn.cursor(row_factory=tuple_row) as cursor:  # the application's may make something else of a row
-        cursor.execute(tables.sql(_APPEND), _values(tables, entries, now))
+        cursor.execute(*_statement(tables, entries, now))
     return len(entries)
 
 
@@ -64,11 +74,11 @@ def append_within(connection: object, tables: Tables, entries: Sequence[NewEntry
 async def append_async(connection: object, tables: Tables, entries: Sequence[NewEntry], now: datetime | None) -> int:
     """Do the same in a transaction of psycopg's AsyncConnection, asyncpg, or SQLAlchemy's asyncio extension."""
     found: Any = await async_driver_connection(connection)
-    values = _values(tables, entries, now)
+    statement, values = _statement(tables, entries, now)
     if isinstance(found, psycopg.AsyncConnection):
         _check(found)
         async with found.cursor(row_factory=tuple_row) as cursor:
-            await cursor.execute(tables.sql(_APPEND), values)
+            await cursor.execute(statement, values)
     elif type(found).__module__.partition(".")[0] == "asyncpg" and hasattr(found, "is_in_transaction"):
         if found.is_closed():
             raise OutboxInvalid("the connection is closed: give one that is in a transaction")
@@ -76,9 +86,9 @@ async def append_async(connection: object, tables: Tables, entries: Sequence[New
             raise OutboxInvalid(
                 "the connection commits each statement by itself: use `async with connection.transaction():`"
             )
-        statement, names = _numbered(tables.sql(_APPEND).decode())
+        numbered, names = _numbered(statement.decode())
         try:
-            await found.execute(statement, *(values[name] for name in names))
+            await found.execute(numbered, *(values[name] for name in names))
         except Exception as error:
             state = getattr(error, "sqlstate", None)
             if state is None:  # not the server's
@@ -92,19 +102,22 @@ async def append_async(connection: object, tables: Tables, entries: Sequence[New
     return len(entries)
 
 
-def _values(tables: Tables, entries: Sequence[NewEntry], now: datetime | None) -> dict[str, Any]:
+def _statement(tables: Tables, entries: Sequence[NewEntry], now: datetime | None) -> tuple[bytes, dict[str, Any]]:
+    """Return the statement that appends, and its parameters."""
     keys, ids, headers, payloads = columns(entries)
     lanes = [_lane(entry, tables) for entry in entries]
-    return {
-        "lanes": lanes,
-        "keys": keys,
-        "ids": ids,
+    given: dict[str, list[Any]] = {
+        "lane": lanes,
+        "key": keys,
+        "id": ids,
         "headers": headers,
-        "payloads": payloads,
-        "now": now,
-        "channel": tables.channel,
+        "payload": payloads,
         "asleep": [tables.asleep_key_of(lane) for lane in set(lanes)],
     }
+    always = {"now": now, "channel": tables.channel}
+    if len(entries) == 1:
+        return tables.sql(_ONE), always | {name: value[0] for name, value in given.items()}
+    return tables.sql(_MANY), always | given
 
 
 def _lane(entry: NewEntry, tables: Tables) -> int:
