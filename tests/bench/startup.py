@@ -1,4 +1,8 @@
-"""Benchmark: what a call costs before it does anything: CPU seconds and wall-clock time of whole processes."""
+"""Benchmark: what a call costs before it does anything: CPU seconds and wall-clock time of whole processes.
+
+``python tests/bench/startup.py FOLDER`` takes the commands from another folder, such as that of an environment in which
+no extra is installed: what is imported depends on it, as ``redis`` imports OpenTelemetry's SDK where it finds it.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,8 @@ def _process(args: list[str]) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    producer = str(SCRIPTS / "owm-producer")
+    scripts = Path(sys.argv[1]) if len(sys.argv) > 1 else SCRIPTS
+    producer = str(scripts / "owm-producer")
     with (
         tempfile.TemporaryDirectory() as folder,
         running(binaries()["valkey"], Path(folder) / "valkey") as server,
@@ -35,7 +40,7 @@ if __name__ == "__main__":
     ):
         run = [producer, "--api-url", api.url, "--outbox"]
         ways = {
-            "python -c pass": [sys.executable, "-c", "pass"],
+            "python -c pass": [str(scripts / "python"), "-c", "pass"],
             "owm-producer --version": [producer, "--version"],
             "owm-producer --help": [producer, "--help"],
             "a run of one page, to a file": [*run, f"sqlite:///{folder}/file.db", "--sink", f"jsonl:{folder}/out"],
