@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from owm_outbox.errors import OutboxUnavailable, OwmOutboxError, TryAgainLater
+from owm_outbox.errors import OutboxUnavailable, TryAgainLater
 from owm_outbox.outbox import Outbox
 from owm_outbox.stop import Stop
 
@@ -11,7 +11,7 @@ __all__ = ["was_closed"]
 _DELAYS = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds before each attempt
 
 
-def was_closed(outbox: Outbox, run_id: str, error: OwmOutboxError, stop: Stop) -> bool:
+def was_closed(outbox: Outbox, run_id: str, error: TryAgainLater, stop: Stop) -> bool:
     """Ask an outbox whether a run is complete, after its `finish_run` raised.
 
     It may have been: the reply to its commit was lost, or what followed the commit failed. A run that is open can

@@ -276,15 +276,18 @@ class OutboxRelay:
             seconds=round(self._clock() - started, 3),
         )
 
-    def _finish(self, report: RunReport) -> OwmOutboxError | None:
-        """Have the outbox keep the report; return what it raised if the run was to be closed."""
+    def _finish(self, report: RunReport) -> TryAgainLater | None:
+        """Have the outbox keep the report; return what it raised if the run was to be closed, and may be."""
         try:
             self._outbox.finish_run(report.run_id, report)
         except OwmOutboxError as error:
-            if report.complete:
+            if not report.complete:
+                log.info("the report could not be stored: %s", error)
+            elif isinstance(error, TryAgainLater):
                 log.warning("closing the run: %s", error)
                 return error
-            log.info("the report could not be stored: %s", error)
+            else:
+                raise
         return None
 
     def _notify(self, event: str, *args: Any) -> None:

@@ -11,7 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from owm_outbox import Job, Outbox, OutboxRelay, OutboxStats, OutboxUnavailable, Page, Run, RunReport, Stop, finishing
+from owm_outbox import (
+    Job,
+    Outbox,
+    OutboxInvalid,
+    OutboxRelay,
+    OutboxStats,
+    OutboxUnavailable,
+    Page,
+    Run,
+    RunReport,
+    Stop,
+    finishing,
+)
 from owm_outbox_backends.jsonl import JsonLinesSink
 from owm_outbox_backends.memory import MemoryOutbox
 from owm_outbox_backends.postgresql import PostgresqlOutbox
@@ -104,6 +116,24 @@ def test_a_run_that_was_not_closed_is_resumed(tmp_path: Path) -> None:
         outbox.raises = False
         report = run_notes(outbox, tmp_path / "out")
         assert (report.complete, report.resumed, lines(tmp_path / "out")) == (True, True, COUNT)
+
+
+def test_a_file_that_is_gone_is_looked_at_by_a_person(tmp_path: Path) -> None:
+    """Deleted as the run was closed: all was delivered, but what the next call finds is another outbox."""
+    path = tmp_path / "tasks.db"
+    with SqliteOutbox(path) as outbox:
+        begin = outbox._db.transaction
+
+        @contextlib.contextmanager
+        def delete_on_the_way() -> Iterator[sqlite3.Connection]:
+            with begin() as conn:
+                yield conn
+                if conn.execute("SELECT 1 FROM outbox_runs WHERE state = 'complete'").fetchone():
+                    path.unlink(missing_ok=True)
+
+        outbox._db.transaction = delete_on_the_way  # type: ignore[method-assign]
+        with pytest.raises(OutboxInvalid, match="was deleted"):
+            run_notes(outbox, tmp_path / "out")
 
 
 def test_an_outbox_that_cannot_be_asked_leaves_it_open(tmp_path: Path) -> None:
