@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import click
 
@@ -27,19 +27,20 @@ __all__ = ["status"]
 _CRITICAL, _UNKNOWN = 2, 3  # of the guidelines for Nagios plugins; OK is 0
 
 
-class _Duration(click.ParamType[float]):
-    """A number and its unit, such as ``10m``; seconds."""
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhd])")
 
-    name = "duration"
-    _UNITS: ClassVar = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-    _TEXT = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhd])")
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Turn text into seconds."""
-        found = self._TEXT.fullmatch(value)
-        if found is None:
-            self.fail(f"{value!r} is not a duration: write a number and s, m, h or d, such as 10m.", param, ctx)
-        return float(found[1]) * self._UNITS[found[2]]
+def _seconds(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
+    """Turn a number and its unit, such as ``10m``, into seconds."""
+    if text is None:
+        return None
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        raise click.BadParameter(
+            f"{text!r} is not a duration: write a number and s, m, h or d, such as 10m.", ctx, param
+        )
+    return float(found[1]) * _UNITS[found[2]]
 
 
 def _or_the_job_s_own(ctx: click.Context, _: click.Parameter, url: str | None) -> str | None:
@@ -67,7 +68,7 @@ class _StatusCommand(OutboxCommand):
 @click.option("--json", "as_json", is_flag=True, allow_from_autoenv=False, help="One JSON object.")
 @click.option(
     "--max-age",
-    type=_Duration(),
+    callback=_seconds,
     metavar="DURATION",
     allow_from_autoenv=False,
     help="For monitoring: one line, and exit code 2 if a task is pending for longer, such as 10m (s, m, h, d).",
