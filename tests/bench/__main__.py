@@ -18,6 +18,7 @@ PARTS = (
     "sinks",
     "redis_sinks",
     "postgresql",
+    "rivals",
     "startup",
 )
 
