@@ -1,16 +1,52 @@
-"""What the benchmarks share: interleaved rounds, medians with their spread, and tasks like the producer's."""
+"""What the benchmarks share: interleaved rounds, medians with their spread, tasks like the producer's, and limits."""
 
 from __future__ import annotations
 
 import json
 import os
 import statistics
+import threading
 import uuid
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Self
 
 from owm_outbox.jobs.owm import OwmIngestionTask
 
-__all__ = ["make_tasks", "rounds", "show"]
+__all__ = ["WalWatch", "make_tasks", "peak_memory", "rounds", "show"]
+
+
+class WalWatch:
+    """Looks at the WAL of an SQLite file every few milliseconds: what a single call needs shows, too."""
+
+    def __init__(self, database: Path) -> None:
+        self._path = f"{database}-wal"
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._look_on, daemon=True)
+        self.largest = 0
+
+    def _look_on(self) -> None:
+        while not self._ends.wait(0.002):
+            self._look()
+
+    def _look(self) -> None:
+        if os.path.exists(self._path):
+            self.largest = max(self.largest, os.stat(self._path).st_size)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._ends.set()
+        self._thread.join()
+        self._look()
+
+
+def peak_memory() -> float:
+    """Return the most MiB that this program has had in memory; getrusage would count who started it, too."""
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 def make_tasks(count: int) -> list[OwmIngestionTask]:
