@@ -15,6 +15,7 @@ PARTS = (
     "delivery",
     "whole",
     "growth",
+    "large",
     "sinks",
     "redis_sinks",
     "postgresql",
