@@ -20,6 +20,7 @@ PARTS = (
     "redis_sinks",
     "postgresql",
     "rivals",
+    "stops",
     "startup",
 )
 
