@@ -111,6 +111,8 @@ class Database:
         connection: sqlite3.Connection = sqlite3.connect(uri, uri=True, timeout=self._timeout, **options)  # type: ignore[call-overload]  # as sqlite3.connect takes them
         connection.execute("PRAGMA wal_autocheckpoint = 0").fetchall()
         connection.execute(f"PRAGMA journal_size_limit = {_MAX_WAL}").fetchall()
+        if not self._shared:  # where it is ON, as in Debian, every page of a large task that is cleared goes to the WAL
+            connection.execute("PRAGMA secure_delete = FAST").fetchall()
         return connection
 
     @contextmanager

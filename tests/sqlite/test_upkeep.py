@@ -218,6 +218,19 @@ def test_a_run_is_complete_where_its_space_cannot_be_given_back(
     again.close()
 
 
+def test_the_wal_is_bounded_while_large_tasks_are_cleared(outbox: SqliteOutbox, path: Path) -> None:
+    """What they held is not written once more to be erased, whatever this SQLite was compiled with."""
+    for _ in range(6):
+        _fill(outbox, 10, size=MIB)
+    connection = outbox.connect()
+    assert [conn.execute("PRAGMA secure_delete").fetchone() for conn in (outbox._db._conn, connection)] == [(2,)] * 2
+    connection.close()
+    outbox._db._conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    _acknowledge_all(outbox)
+    assert _wal(path) < 2 * MIB
+    assert outbox.read(0, 1) == []
+
+
 def test_what_a_crash_left_half_cleared_is_cleared_by_the_next_relay(outbox: SqliteOutbox, path: Path) -> None:
     """Killed between two slices, a complete run leaves delivered entries; they are neither sent nor kept."""
     run = outbox.start_run("parcels")
