@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from owm_outbox.errors import OutboxUnavailable, TryAgainLater
+import logging
+import time
+
+from owm_outbox.errors import OutboxInvalid, TryAgainLater
 from owm_outbox.outbox import Outbox
 from owm_outbox.stop import Stop
 
 __all__ = ["was_closed"]
 
-_DELAYS = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds before each attempt
+log = logging.getLogger("owm_outbox.relay")
+
+_WITHIN = 30.0  # seconds
+_PAUSE = 1.0  # seconds between two attempts
+_KNOWN = 1000  # runs; more than any outbox keeps
 
 
 def was_closed(outbox: Outbox, run_id: str, error: TryAgainLater, stop: Stop) -> bool:
@@ -18,16 +25,24 @@ def was_closed(outbox: Outbox, run_id: str, error: TryAgainLater, stop: Stop) ->
     be resumed; to call one incomplete that is closed would have the next call make all its tasks once more.
 
     :param error: what it raised.
-    :raises OutboxUnavailable: the outbox cannot be asked, for half a minute.
+    :raises OutboxInvalid: the outbox does not tell; a person has to find out, before the job runs again.
     """
-    for delay in _DELAYS:
-        stop.wait(delay)
+    gives_up = time.monotonic() + _WITHIN
+    reason = "it does not know that run"
+    while True:
         try:
-            return any(known.id == run_id and known.state == "complete" for known in outbox.stats().runs)
-        except TryAgainLater:
-            if stop.is_set():
+            state = next((known.state for known in outbox.runs(_KNOWN) if known.id == run_id), None)
+            break
+        except TryAgainLater as problem:
+            state, reason = None, str(problem)
+            if stop.is_set() or time.monotonic() > gives_up:
                 break
-    raise OutboxUnavailable(
-        f"all was delivered, but whether the run {run_id} could be closed is not known: see that owm-outbox runs calls "
-        f"it open before the next call, which otherwise makes all its tasks once more ({error})"
-    ) from error
+            stop.wait(_PAUSE)
+    if state is None:
+        raise OutboxInvalid(
+            f"all was delivered, but whether the run {run_id} was closed is not known ({reason}): look with owm-outbox "
+            "runs; if it is complete, to run the job again would make all its tasks once more"
+        ) from error
+    if state == "complete":
+        log.info("the run was closed all the same")
+    return state == "complete"

@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 from psycopg.sql import SQL, Identifier
 
+from owm_outbox import RunReport
+from owm_outbox_backends.postgresql import PostgresqlOutbox
+
+from support.numbered import COUNT, lines, run_notes
 from support.postgres import PostgresServer
 from support.postgres_outbox import Place, note
 from support.proxy import FaultProxy, chunks
@@ -123,3 +127,26 @@ def test_a_relay_that_is_cut_off_gives_way(
         one.process.terminate()
         assert one.ends() == 143
     assert _texts(valkey, stream) == list("abcde")
+
+
+def test_a_server_that_dies_once_the_run_is_closed(own_postgres: PostgresServer, tmp_path: Path) -> None:
+    """The reply to the last commit is lost, and the server is back a moment later: the run is complete."""
+    with FaultProxy("127.0.0.1", own_postgres.port, framing=chunks) as proxy:
+        url = own_postgres.url().replace(f":{own_postgres.port}", f":{proxy.port}")
+        with PostgresqlOutbox(url) as outbox:
+            finish = outbox.finish_run
+
+            def die() -> None:
+                proxy.cut_all()
+                own_postgres.kill()
+                own_postgres.start()
+
+            def finish_and_die(run: str, report: RunReport) -> None:
+                proxy.before_reply(die, containing=b"COMMIT")
+                finish(run, report)
+
+            outbox.finish_run = finish_and_die  # type: ignore[method-assign]
+            report = run_notes(outbox, tmp_path / "out")
+            assert (report.complete, lines(tmp_path / "out")) == (True, COUNT)
+    with PostgresqlOutbox(own_postgres.url()) as outbox:
+        assert [run.state for run in outbox.runs(10)] == ["complete"]

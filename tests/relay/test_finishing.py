@@ -4,70 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from owm_outbox import (
-    Job,
-    Outbox,
     OutboxInvalid,
-    OutboxRelay,
-    OutboxStats,
     OutboxUnavailable,
-    Page,
-    Run,
+    RunRecord,
     RunReport,
     Stop,
     finishing,
 )
-from owm_outbox_backends.jsonl import JsonLinesSink
 from owm_outbox_backends.memory import MemoryOutbox
-from owm_outbox_backends.postgresql import PostgresqlOutbox
 from owm_outbox_backends.sqlite import SqliteOutbox
 
-from support.postgres import PostgresServer, postgres_binaries, postgres_running
-from support.proxy import FaultProxy, chunks
-
-COUNT = 30_000
-
-
-@dataclass
-class Note:
-    """A task."""
-
-    task_id: uuid.UUID
-    number: int
-
-
-class Notes(Job[Note]):
-    """Makes so many tasks."""
-
-    name = "notes"
-
-    def pages(self, run: Run) -> Iterator[Page[Note]]:
-        """Yield those that are missing, on pages of 10,000."""
-        for first in range(int(run.checkpoint or b"0"), COUNT, 10_000):
-            tasks = [Note(run.task_id(number), number) for number in range(first, first + 10_000)]
-            yield Page(tasks, checkpoint=b"%d" % (first + 10_000))
-
-    def key(self, task: Note) -> int:
-        """Return its number."""
-        return task.number
-
-
-def run_notes(outbox: Outbox, out: Path, stop: Stop | None = None) -> RunReport:
-    """Run the job."""
-    with JsonLinesSink(out) as sink:
-        return OutboxRelay(outbox, sink, stop=stop).run(Notes())
-
-
-def lines(out: Path) -> int:
-    """Count what was delivered."""
-    return out.read_bytes().count(b"\n")
+from support.numbered import COUNT, lines, run_notes
+from support.reports import report_of
 
 
 class Torn(MemoryOutbox):
@@ -86,17 +41,17 @@ class Torn(MemoryOutbox):
             self.torn = True
             raise OutboxUnavailable("the reply was lost")
 
-    def stats(self) -> OutboxStats:
+    def runs(self, limit: int) -> Sequence[RunRecord]:
         """Raise, or tell."""
         if self.torn and self.refusals:
             self.refusals -= 1
             raise OutboxUnavailable("it is still down")
-        return super().stats()
+        return super().runs(limit)
 
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finishing, "_DELAYS", (0.0, 0.01, 0.01))
+    monkeypatch.setattr(finishing, "_PAUSE", 0.01)
 
 
 def test_a_run_that_was_closed_is_complete(tmp_path: Path) -> None:
@@ -136,29 +91,43 @@ def test_a_file_that_is_gone_is_looked_at_by_a_person(tmp_path: Path) -> None:
             run_notes(outbox, tmp_path / "out")
 
 
-def test_an_outbox_that_cannot_be_asked_leaves_it_open(tmp_path: Path) -> None:
-    """The error says what to look at before the next call."""
-    says = "is not known: see that owm-outbox runs calls it open"
-    with Torn(closes=True, refusals=3) as outbox, pytest.raises(OutboxUnavailable, match=says):
+def test_an_outbox_that_cannot_be_asked_leaves_it_to_a_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No timer calls the job again, as it would after 75, and the error says what to look at before anybody does."""
+    monkeypatch.setattr(finishing, "_WITHIN", 0.1)
+    says = r"is not known \(it is still down\): look with owm-outbox runs; if it is complete, to run the job again"
+    with Torn(closes=True, refusals=sys.maxsize) as outbox, pytest.raises(OutboxInvalid, match=says):
         run_notes(outbox, tmp_path / "out")
 
 
 def test_a_stop_ends_the_asking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is asked once more, not for half a minute."""
     stop = Stop()
-    monkeypatch.setattr(finishing, "_DELAYS", (0.0, 60.0))
+    monkeypatch.setattr(finishing, "_PAUSE", 60.0)
     with Torn(closes=True, refusals=9) as outbox:
-        tell = outbox.stats
+        tell = outbox.runs
 
-        def stats() -> OutboxStats:
-            if outbox.torn:
+        def runs(limit: int) -> Sequence[RunRecord]:
+            if outbox.torn:  # its own stats() ask for them, too
                 stop.set()
-            return tell()
+            return tell(limit)
 
-        outbox.stats = stats  # type: ignore[method-assign]
-        with pytest.raises(OutboxUnavailable, match="is not known"):
+        outbox.runs = runs  # type: ignore[method-assign]
+        with pytest.raises(OutboxInvalid, match="is not known"):
             run_notes(outbox, tmp_path / "out", stop)
         assert outbox.refusals == 8
+
+
+def test_a_run_is_found_behind_newer_ones(tmp_path: Path) -> None:
+    """A run that was resumed after many of another job is not among the newest."""
+    with Torn(closes=True) as outbox:
+        outbox.start_run("notes")
+        outbox.raises = False
+        for _ in range(20):
+            number = outbox.start_run("others").id
+            outbox.finish_run(number, report_of(number))
+        outbox.raises = True
+        report = run_notes(outbox, tmp_path / "out")
+        assert (report.complete, report.resumed) == (True, True)
 
 
 def test_a_file_that_is_locked_once_the_run_is_closed(tmp_path: Path) -> None:
@@ -183,37 +152,3 @@ def test_a_file_that_is_locked_once_the_run_is_closed(tmp_path: Path) -> None:
         assert outbox.read(0, 1) != []
     with SqliteOutbox(path) as outbox:
         assert (outbox.stats().pending, outbox.stats().runs[0].state) == (0, "complete")
-
-
-@pytest.fixture
-def postgres() -> Iterator[PostgresServer]:
-    """Run a server that may be killed and loses nothing then."""
-    with postgres_running(postgres_binaries()["postgres-18"], fsync="on", full_page_writes="on") as server:
-        yield server
-
-
-@pytest.mark.slow
-def test_the_server_dies_once_the_run_is_closed(
-    postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The reply to the last commit is lost, and the server is back a moment later: the run is complete."""
-    monkeypatch.setattr(finishing, "_DELAYS", (0.0, 1.0, 2.0, 4.0, 8.0))
-    with FaultProxy("127.0.0.1", postgres.port, framing=chunks) as proxy:
-        url = postgres.url().replace(f":{postgres.port}", f":{proxy.port}")
-        with PostgresqlOutbox(url) as outbox:
-            finish = outbox.finish_run
-
-            def die() -> None:
-                proxy.cut_all()
-                postgres.kill()
-                postgres.start()
-
-            def finish_and_die(run: str, report: RunReport) -> None:
-                proxy.before_reply(die, containing=b"COMMIT")
-                finish(run, report)
-
-            outbox.finish_run = finish_and_die  # type: ignore[method-assign]
-            report = run_notes(outbox, tmp_path / "out")
-            assert (report.complete, lines(tmp_path / "out")) == (True, COUNT)
-    with PostgresqlOutbox(postgres.url()) as outbox:
-        assert [run.state for run in outbox.runs(10)] == ["complete"]
