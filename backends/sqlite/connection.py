@@ -26,7 +26,6 @@ T = TypeVar("T")
 
 NO_SHARED_MEMORY = (
     sqlite3.SQLITE_IOERR_SHMOPEN,
-    sqlite3.SQLITE_IOERR_SHMSIZE,
     sqlite3.SQLITE_IOERR_SHMLOCK,
     sqlite3.SQLITE_IOERR_SHMMAP,
 )
@@ -34,7 +33,12 @@ NO_SHARED_MEMORY = (
 
 _MAX_WAL = 8 * 2**20  # bytes
 _MAX_FREE = 64 * 2**20  # bytes of free pages that a file keeps for the next run
-_MAX_COPIED = 8 * 2**20  # bytes of pages in use; a file with more keeps its free ones
+_MAX_COPIED = 16 * 2**20  # bytes of pages in use; a file with more keeps its free ones
+_TO_BE_TRIED_AGAIN = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+_OTHERS = (
+    "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite!_%' ESCAPE '!' "
+    "AND name NOT IN ('outbox_entries', 'outbox_runs', 'outbox_state', '_sqlite_migrations')"
+)
 
 _in_use: Counter[tuple[int, int]] = Counter()  # how often this process has a file open, by device and inode
 
@@ -99,6 +103,8 @@ class Database:
         try:
             for statement in first:
                 connection.execute(statement)
+            # Where it is ON, as in Debian, each page of a large task that is cleared is written to the WAL once more.
+            connection.execute("PRAGMA secure_delete = FAST").fetchall()
             prepare(connection, self.path, shared=self._shared)
         except BaseException:
             connection.close()
@@ -111,8 +117,6 @@ class Database:
         connection: sqlite3.Connection = sqlite3.connect(uri, uri=True, timeout=self._timeout, **options)  # type: ignore[call-overload]  # as sqlite3.connect takes them
         connection.execute("PRAGMA wal_autocheckpoint = 0").fetchall()
         connection.execute(f"PRAGMA journal_size_limit = {_MAX_WAL}").fetchall()
-        if not self._shared:  # where it is ON, as in Debian, every page of a large task that is cleared goes to the WAL
-            connection.execute("PRAGMA secure_delete = FAST").fetchall()
         return connection
 
     @contextmanager
@@ -161,14 +165,14 @@ class Database:
         with self.snapshot() as conn:
             return query(conn)
 
-    def fold_wal(self) -> None:
+    def fold_wal(self, *, larger_than: int = _MAX_WAL) -> None:
         """Fold a large WAL into the file, unless that would mean to wait.
 
         Before version 3.51.3, SQLite can damage a file where one connection commits while another one does this
         (sqlite.org/wal.html#walresetbug). So the file is locked for writing meanwhile. Whoever has it locked now may be
         the caller's own transaction, which then would never end.
         """
-        if self.file.wal_size() <= _MAX_WAL or not self._mutex.acquire(blocking=False):
+        if self.file.wal_size() <= larger_than or not self._mutex.acquire(blocking=False):
             return
         try:
             if self._alone:
@@ -210,19 +214,22 @@ class Database:
         By a VACUUM, where little is left that it has to copy: that takes milliseconds. An incremental one looks for
         each free page in the list of all of them: 46 s and 650 MiB of WAL for two million tasks.
         """
-        if self._shared:
-            return
         with self.reading() as conn:
             page_size, free, pages = (
                 conn.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "freelist_count", "page_count")
             )
             if free * page_size <= _MAX_FREE or (pages - free) * page_size > _MAX_COPIED:
                 return
+            if self._shared or conn.execute(_OTHERS).fetchone():  # a VACUUM may give their rows other numbers
+                return
             try:
-                conn.execute("PRAGMA temp_store = MEMORY")  # a folder for temporary files may be of anybody, or none
+                conn.execute("PRAGMA temp_store = MEMORY")  # there may be no folder for temporary files
                 conn.execute("VACUUM")
             except sqlite3.Error as error:  # another program writes, or the disk is full: the next run tries it again
+                if error_code(error) not in _TO_BE_TRIED_AGAIN:
+                    raise
                 log.info("%s keeps its free space: %s", self.path, error)
+        self.fold_wal(larger_than=0)  # only now does the file become smaller
 
     def close(self) -> None:
         """Close the file; the last one to do so folds the WAL into it."""

@@ -220,7 +220,7 @@ class ReadOnlyDatabase(Database):
         """Refuse: what asks for it is about to write."""
         self._refuse()
 
-    def fold_wal(self) -> None:
+    def fold_wal(self, *, larger_than: int = 0) -> None:
         """Do nothing."""
 
     def _refuse(self) -> NoReturn:

@@ -178,8 +178,7 @@ def test_the_wal_is_bounded_while_a_run_is_cleared(outbox: SqliteOutbox, path: P
     outbox.finish_run(run.id, report_of(run.id))
     assert max(peak, _wal(path)) < 20 * MIB
     assert outbox.read(0, 1) == []
-    outbox.close()
-    assert path.stat().st_size < 80 * MIB
+    assert path.stat().st_size < 2 * MIB
 
 
 def test_space_is_given_back_only_where_that_costs_little(outbox: SqliteOutbox, path: Path) -> None:
@@ -187,11 +186,25 @@ def test_space_is_given_back_only_where_that_costs_little(outbox: SqliteOutbox, 
     run = outbox.start_run("parcels")
     _fill(outbox, 2000, run=run.id, size=40_000)
     _acknowledge_all(outbox)
-    _fill(outbox, 250, size=40_000)
+    _fill(outbox, 500, size=40_000)
     outbox.finish_run(run.id, report_of(run.id))
-    assert outbox.stats().pending == 250
-    outbox.close()
+    assert outbox.stats().pending == 500
     assert path.stat().st_size > 80 * MIB
+
+
+def test_a_table_of_an_application_keeps_its_row_numbers(outbox: SqliteOutbox, path: Path) -> None:
+    """VACUUM may number the rows of a table without a key anew: a file that has such a table keeps its size."""
+    with contextlib.closing(outbox.connect()) as connection, connection:
+        connection.execute("CREATE TABLE orders (text)")
+        connection.executemany("INSERT INTO orders VALUES (?)", [("first",), ("second",)])
+        connection.execute("DELETE FROM orders WHERE text = 'first'")
+    run = outbox.start_run("parcels")
+    _fill(outbox, 2000, run=run.id, size=40_000)
+    _acknowledge_all(outbox)
+    outbox.finish_run(run.id, report_of(run.id))
+    with contextlib.closing(outbox.connect()) as connection:
+        assert connection.execute("SELECT rowid, text FROM orders").fetchall() == [(2, "second")]
+    assert path.stat().st_size > 64 * MIB
 
 
 def test_a_run_is_complete_where_its_space_cannot_be_given_back(
@@ -222,9 +235,7 @@ def test_the_wal_is_bounded_while_large_tasks_are_cleared(outbox: SqliteOutbox, 
     """What they held is not written once more to be erased, whatever this SQLite was compiled with."""
     for _ in range(6):
         _fill(outbox, 10, size=MIB)
-    connection = outbox.connect()
-    assert [conn.execute("PRAGMA secure_delete").fetchone() for conn in (outbox._db._conn, connection)] == [(2,)] * 2
-    connection.close()
+    assert outbox._db._conn.execute("PRAGMA secure_delete").fetchone() == (2,)  # FAST; an application's is its own
     outbox._db._conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     _acknowledge_all(outbox)
     assert _wal(path) < 2 * MIB
