@@ -14,6 +14,7 @@ from contextlib import closing
 from datetime import timedelta
 from typing import Any
 
+from owm_outbox.again import Again
 from owm_outbox.delivery import Delivery
 from owm_outbox.errors import (
     ConfigurationError,
@@ -33,13 +34,11 @@ from owm_outbox.run import Run
 from owm_outbox.sink import Sink, pausing_with
 from owm_outbox.stop import Stop
 
-__all__ = ["LONGEST_RETRY", "OutboxRelay"]
+__all__ = ["OutboxRelay"]
 
 log = logging.getLogger("owm_outbox.relay")
 
 _PARTIAL_AFTER = 1.0  # seconds; where pages come slowly, a batch need not be full
-LONGEST_RETRY = 30.0
-"""Seconds between two attempts of a relay that works for months; the first one is made again after 1 s."""
 
 
 class OutboxRelay:
@@ -134,14 +133,15 @@ class OutboxRelay:
         """
         asked = stop if isinstance(stop, Stop) else Stop(stop)
         waiting = held = False
-        delay = 1.0
+        again = Again(asked, log)
         while not asked.is_set():
             self._notify("alive")
             try:
                 with self._outbox.lock():
                     if waiting:
                         log.info("taking over: the outbox is free")
-                    waiting, held, delay = False, True, 1.0
+                    waiting, held = False, True
+                    again.reset()
                     self._notify("lock_changed", True)
                     try:
                         self._serve(asked, poll)
@@ -161,15 +161,13 @@ class OutboxRelay:
                 asked.wait(poll)
             except TryAgainLater as error:
                 held = False
-                log.warning("trying again in %.0f s: %s", delay, error, extra={"seconds": delay})
-                asked.wait(delay)
-                delay = min(2 * delay, LONGEST_RETRY)
+                again.wait(error)
         log.info("stopped; what is left stays in the outbox")
 
     def _serve(self, stop: Stop, poll: float) -> None:
         """Deliver under the lock until a stop is asked for."""
         delivery: Delivery | None = None
-        delay = 1.0
+        again = Again(stop, log)
         failing_since: float | None = None
         while not stop.is_set():
             try:
@@ -178,18 +176,17 @@ class OutboxRelay:
                     delivery.send_all()
                 if failing_since is not None:
                     log.info("delivering again, after %.0f s of failures", self._clock() - failing_since)
-                delay, failing_since = 1.0, None
+                again.reset()
+                failing_since = None
                 self._notify("alive")
                 self._outbox.wait(poll, stop)
             except OutboxLocked:
                 raise
             except TryAgainLater as error:
-                log.warning("trying again in %.0f s: %s", delay, error, extra={"seconds": delay})
                 delivery = None  # what it knew of the outbox may have changed
                 failing_since = self._clock() if failing_since is None else failing_since
                 self._notify("alive")
-                stop.wait(delay)
-                delay = min(2 * delay, LONGEST_RETRY)
+                again.wait(error)
 
     # -- within
 
@@ -284,7 +281,7 @@ class OutboxRelay:
             if not report.complete:
                 log.info("the report could not be stored: %s", error)
             elif isinstance(error, TryAgainLater):
-                log.warning("closing the run: %s", error)
+                log.info("closing the run: %s", error)
                 return error
             else:
                 raise

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from owm_outbox.again import Again
 from owm_outbox.cli.job_scope import DeliveringCommand
 from owm_outbox.cli.monitors import traces_param
 from owm_outbox.cli.options import FiniteRange
@@ -20,7 +21,6 @@ from owm_outbox.errors import OutboxInvalid, TryAgainLater
 from owm_outbox.lanes import LanedOutbox
 from owm_outbox.observer import Observer
 from owm_outbox.outbox import Outbox
-from owm_outbox.relay import LONGEST_RETRY
 from owm_outbox.stop import Stop
 from owm_outbox.url import URL
 
@@ -98,7 +98,8 @@ def relay(
         to = stack.enter_context(open_sink(settings.sink.replace(LANE, "0")))
         operations = Operations(outbox, sink, http=http, token=http_token, systemd=_systemd())
         shown = stack.enter_context(operations)
-        opened = stack.enter_context(_open_in_the_end(settings.outbox, stop, shown.health))
+        opened = stack.enter_context(_open_once_reachable(settings.outbox, stop, shown.health))
+        shown.opened()
         log.info("relaying from %s to %s", URL(settings.outbox), URL(settings.sink))
 
         def observers(name: str, url: str) -> Sequence[Observer]:
@@ -125,24 +126,19 @@ def _systemd() -> tuple[str, str | None] | None:
     return (socket, os.environ.get("WATCHDOG_USEC")) if socket else None
 
 
-def _open_in_the_end(url: str, stop: Stop, health: Health) -> Outbox:
+def _open_once_reachable(url: str, stop: Stop, health: Health) -> Outbox:
     """Open an outbox, or make it, once its storage can be reached.
 
     A machine that starts may have its relay before its database, and a failover takes a while.
     """
-    delay = 1.0
+    again = Again(stop, log)
     while True:
         try:
-            opened = _open_or_make(url)
+            return _open_or_make(url)
         except TryAgainLater as error:
             health.outbox_error = error
-            log.warning("trying again in %.0f s: %s", delay, error, extra={"seconds": delay})
-            stop.wait(delay)
+            again.wait(error)
             stop.check()
-            delay = min(2 * delay, LONGEST_RETRY)
-        else:
-            health.outbox_error = None
-            return opened
 
 
 def _open_or_make(url: str) -> Outbox:
@@ -155,8 +151,11 @@ def _open_or_make(url: str) -> Outbox:
     try:
         return open_outbox(url, create=False)
     except OutboxInvalid:
-        made = open_outbox(url)  # raises the same again, unless it was missing
-        log.warning(
-            "there was no outbox %s, so it was made: check --outbox if applications append to another", URL(url)
-        )
-        return made
+        made = "there was no outbox %s, so it was made: check --outbox if applications append to another"
+        try:
+            opened = open_outbox(url)  # raises the same again, unless it was missing
+        except TryAgainLater:  # perhaps half-way: the next attempt may find it
+            log.warning(made, URL(url))
+            raise
+        log.warning(made, URL(url))
+        return opened

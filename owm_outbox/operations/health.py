@@ -47,8 +47,10 @@ class Health:
         self._clock = clock
         self._lock = threading.Lock()
         self._pulses: dict[str, Pulse] = {}
+        self.is_open = False
+        """Whether the outbox was opened; a relay waits for one whose storage is down."""
         self.outbox_error: OwmOutboxError | None = None
-        """Why the outbox could not be opened yet."""
+        """Why it could not be opened yet."""
 
     def pulse(self, name: str) -> Pulse:
         """Return the observer for what has this name: a lane's relay, or the loop that shares lanes out."""
@@ -66,8 +68,8 @@ class Health:
 
     @property
     def ready(self) -> bool:
-        """Whether what is appended would be delivered now, by this process or by one that it stands by for."""
-        return self.outbox_error is None and not self.sink_errors
+        """Whether it was opened, and the sink answers."""
+        return self.is_open and not self.sink_errors
 
     @property
     def sink_errors(self) -> list[OwmOutboxError]:
@@ -77,8 +79,8 @@ class Health:
     def line(self) -> str:
         """Say in one line what the process does."""
         held = sum(pulse.held for pulse in self._all())
-        if self.outbox_error is not None:
-            return f"waiting for the outbox: {self.outbox_error}"
+        if not self.is_open:
+            return f"waiting for the outbox: {self.outbox_error or 'it is being opened'}"
         if errors := self.sink_errors:
             return f"waiting for the sink: {errors[0]}"
         return "standing by: another relay holds the outbox" if not held else f"delivering: {held} held"

@@ -12,6 +12,7 @@ from owm_outbox.operations.health import Health
 __all__ = ["Watchdog", "notify"]
 
 _EVERY = 5.0  # seconds between two lines of STATUS
+_STARTS_WITHIN = "60000000"  # microseconds until the next of these lines, at the latest
 
 
 def notify(address: str, **values: str) -> None:
@@ -37,9 +38,13 @@ class Watchdog:
         self._thread = threading.Thread(target=self._work, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Say that the service is ready, and begin."""
-        notify(self._address, READY="1", STATUS=self._health.line(), MAINPID=str(os.getpid()))
+        """Begin; as long as the service is not ready, systemd is asked to wait for it."""
+        self._tell()
         self._thread.start()
+
+    def ready(self) -> None:
+        """Say that the service is ready."""
+        notify(self._address, READY="1", STATUS=self._health.line(), MAINPID=str(os.getpid()))
 
     def stop(self) -> None:
         """Say that the service ends."""
@@ -49,7 +54,12 @@ class Watchdog:
     def _work(self) -> None:
         every = min(_EVERY, self._within / 3) if self._within else _EVERY
         while not self._end.wait(every):
-            values = {"STATUS": self._health.line()}
-            if self._within and not self._health.hanging(self._within):
-                values["WATCHDOG"] = "1"
-            notify(self._address, **values)
+            self._tell()
+
+    def _tell(self) -> None:
+        values = {"STATUS": self._health.line()}
+        if not self._health.is_open:
+            values["EXTEND_TIMEOUT_USEC"] = _STARTS_WITHIN
+        if self._within and not self._health.hanging(self._within):
+            values["WATCHDOG"] = "1"
+        notify(self._address, **values)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Self
 
-from owm_outbox.errors import OwmOutboxError
+from owm_outbox.errors import OutboxUnavailable, OwmOutboxError
 from owm_outbox.observer import Observer
 from owm_outbox.operations.extra import metrics
 from owm_outbox.operations.health import Health
@@ -17,7 +17,7 @@ from owm_outbox.operations.notify import Watchdog
 from owm_outbox.operations.page import page
 from owm_outbox.operations.throughput import Throughput
 from owm_outbox.operations.view import view_of
-from owm_outbox.outbox import OutboxStats
+from owm_outbox.outbox import Outbox, OutboxStats
 from owm_outbox.plugins import look_at_outbox
 
 if TYPE_CHECKING:
@@ -77,6 +77,12 @@ class Operations:
         pulse = self.health.pulse(name)
         return [pulse] if self._metrics is None else [pulse, self._metrics, self._throughput]
 
+    def opened(self) -> None:
+        """Note that the outbox was opened: from now on it may be looked at."""
+        self.health.is_open = True
+        if self._watchdog is not None:
+            self._watchdog.ready()
+
     def __enter__(self) -> Self:
         if self._server is not None:
             self._stack.enter_context(self._server)
@@ -89,13 +95,21 @@ class Operations:
     def __exit__(self, *exc_info: object) -> None:
         self._stack.close()
 
-    def _stats(self) -> OutboxStats:
+    @contextmanager
+    def _looking(self) -> Iterator[Outbox]:
+        # Not beside the thread that opens it: a look at a file that this process is about to use could drop its locks.
+        if not self.health.is_open:
+            raise OutboxUnavailable(self.health.line())
         with look_at_outbox(self._outbox) as outbox:
+            yield outbox
+
+    def _stats(self) -> OutboxStats:
+        with self._looking() as outbox:
             return outbox.stats()
 
     def _page(self) -> Answer:
         try:
-            with look_at_outbox(self._outbox) as outbox:
+            with self._looking() as outbox:
                 view = view_of(
                     outbox,
                     url=self._outbox,

@@ -6,16 +6,17 @@ import json
 import os
 import random
 import resource
+import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from owm_outbox_backends.sqlite import SqliteOutbox
 
-from support.relays import append, relay, wait_for_entries
+from support.relays import Relay, append, relay, wait_for_entries
 from support.servers import Server, binaries, running
 from support.streams import tasks
 
@@ -52,6 +53,66 @@ def database(tmp_path: Path) -> Path:
 
 def _texts(server: Server, stream: str) -> list[str]:
     return [task["text"] for task in tasks(server, stream)]
+
+
+# -- the outbox, at the start
+
+
+@contextmanager
+def _files_up_to(size: int) -> Iterator[None]:
+    """Have what is started in the block write no file beyond so many bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def _make_room(process: Relay) -> None:
+    resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, resource.getrlimit(resource.RLIMIT_FSIZE))
+
+
+def test_a_disk_that_is_full_at_the_start_is_waited_for(valkey: Server, stream: str, database: Path) -> None:
+    """Not even the index of the log can be made; once there is room, it works as ever, and locks nobody out."""
+    append(database, "a")
+    with ExitStack() as stack:
+        with _files_up_to(8192):
+            process = stack.enter_context(relay(*OUTBOX, "--sink", valkey.url(stream), cwd=database.parent))
+        process.says("WARNING trying again in 1 s: .* check the disk")
+        _make_room(process)
+        wait_for_entries(valkey, stream, 1)
+        append(database, "b")
+        wait_for_entries(valkey, stream, 2)
+        process.process.terminate()
+        assert process.ends() == 143
+    assert _texts(valkey, stream) == ["a", "b"]
+
+
+def test_an_outbox_that_is_made_on_a_full_disk_is_warned_of(valkey: Server, stream: str, tmp_path: Path) -> None:
+    """Nobody appends to a misspelt path, also where it could be made only at the second attempt."""
+    args = ("--outbox", "sqlite:///misspelt.db", "--sink", valkey.url(stream))
+    with ExitStack() as stack:
+        with _files_up_to(8192):
+            process = stack.enter_context(relay(*args, cwd=tmp_path))
+        process.says("WARNING there was no outbox .*misspelt.db, so it was made")
+        process.says("WARNING trying again in 1 s: ")
+        _make_room(process)
+        process.says("INFO relaying from")
+
+
+def test_a_file_that_is_locked_at_the_start_is_waited_for(valkey: Server, stream: str, database: Path) -> None:
+    """Another program has it for itself: the relay works as soon as it lets go."""
+    append(database, "a")
+    with closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("DELETE FROM outbox_entries WHERE 0")
+        outbox = f"{OUTBOX[1]}?timeout=0.1"
+        with relay("--outbox", outbox, "--sink", valkey.url(stream), cwd=database.parent) as process:
+            process.says("WARNING trying again in 1 s: another program is using ")
+            other.close()
+            wait_for_entries(valkey, stream, 1)
 
 
 # -- the sink

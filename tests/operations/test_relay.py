@@ -52,9 +52,12 @@ class Relay:
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
         assert process.stderr is not None
-        lines = iter(process.stderr.readline, b"")
-        found = next(match for line in lines if (match := re.search(rb"serving (http://\S+)", line)))
-        self.url = found[1].decode()
+        self._lines = iter(process.stderr.readline, b"")
+        self.url = self.says(rb"serving (http://\S+)")[1].decode()
+
+    def says(self, pattern: bytes) -> re.Match[bytes]:
+        """Wait for a line in which the pattern is found."""
+        return next(match for line in self._lines if (match := re.search(pattern, line)))
 
     def get(self, path: str, **options: object) -> requests.Response:
         """Ask for a path."""
@@ -87,7 +90,9 @@ def relaying(outbox: str, sink: str, *args: str, env: dict[str, str] | None = No
         env=env,
     )
     try:
-        yield Relay(process)
+        relay = Relay(process)
+        relay.says(b"relaying from")
+        yield relay
     finally:
         process.terminate()
         _, err = process.communicate(timeout=30)
@@ -191,6 +196,23 @@ def test_one_that_stands_by_is_ready(outbox: SqliteOutbox, url: str, tmp_path: P
             second.until(lambda found: found["lanes_held"] == 1)
 
 
+def test_nobody_looks_at_an_outbox_that_is_not_open_yet() -> None:
+    """A look at a file beside the thread that opens it could drop the locks of this process."""
+    shown = Operations("sqlite:///missing.db", "jsonl:-", http="127.0.0.1:0")
+    with shown:
+        assert shown._server is not None
+        said = "waiting for the outbox: it is being opened\n"
+        for path, status in (("/readyz", 503), ("/", 503), ("/metrics", 200), ("/healthz", 200)):
+            answer = requests.get(shown._server.url + path, timeout=10)
+            assert answer.status_code == status
+            assert (answer.text == said) == (status == 503)
+        assert "\nowm_outbox_up 0.0\n" in requests.get(f"{shown._server.url}/metrics", timeout=10).text
+        shown.opened()
+        answer = requests.get(shown._server.url, timeout=10)
+        assert (answer.status_code, "missing.db" in answer.text) == (503, True)
+        assert requests.get(f"{shown._server.url}/readyz", timeout=10).status_code == 200
+
+
 def test_lanes_are_counted(tmp_path: Path) -> None:
     """Each lane has a pulse of its own, and none once it was given up."""
     outbox, stop = LanedMemory(3), Stop()
@@ -204,6 +226,7 @@ def test_lanes_are_counted(tmp_path: Path) -> None:
     )
     thread = threading.Thread(target=relay.run_forever, args=(stop,), kwargs={"poll": 0.02})
     with shown:
+        shown.opened()
         thread.start()
         while shown.health.line() != "delivering: 3 held":
             assert thread.is_alive()
@@ -289,8 +312,11 @@ def test_a_loop_that_hangs_is_not_alive(systemd: socket.socket, monkeypatch: pyt
     relay = OutboxRelay(outbox, sink, observers=shown.observers("relay"))
     thread = threading.Thread(target=relay.run_forever, args=(stop,), kwargs={"poll": 0.02})
     with shown:
+        assert int(told(systemd)["EXTEND_TIMEOUT_USEC"]) > 0
+        shown.opened()
         thread.start()
-        assert told(systemd)["READY"] == "1"
+        while "READY" not in told(systemd):
+            assert thread.is_alive()
         assert shown._server is not None
         health = f"{shown._server.url}/healthz"
         alive = [told(systemd) for _ in range(5)]
@@ -316,8 +342,9 @@ def test_systemd_is_told(systemd: socket.socket, url: str, outbox: SqliteOutbox,
     """The command says when it is ready, what it does, and that it stops."""
     env = {"NOTIFY_SOCKET": str(systemd.getsockname()), "WATCHDOG_USEC": "300000"}
     with relaying(url, f"jsonl:{tmp_path}/out", env=env) as relay:
-        first = told(systemd)
-        assert (first["READY"], first["MAINPID"]) == ("1", str(relay.process.pid))
+        while (ready := told(systemd)).get("READY") != "1":
+            assert ready["STATUS"] == "waiting for the outbox: it is being opened"
+        assert ready["MAINPID"] == str(relay.process.pid)
         while told(systemd).get("STATUS") != "delivering: 1 held":
             assert relay.process.poll() is None
     messages = [told(systemd)]
