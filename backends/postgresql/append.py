@@ -40,7 +40,7 @@ _MANY: LiteralString = _FORM.replace(
 ).replace(
     "<awake>", "(SELECT bool_and(pg_try_advisory_xact_lock_shared(key)) FROM unnest(%(asleep)s::bigint[]) AS key)"
 )
-# Of one task, as most applications append: for psycopg to write six arrays would take a sixth of the whole.
+# For a single task, which is what most applications append: psycopg takes a sixth of the whole to write six arrays.
 _ONE: LiteralString = _FORM.replace(
     "<given>",
     "(VALUES (%(lane)s::smallint, %(key)s::text, %(id)s::text, %(headers)s::json, %(payload)b::bytea)) "

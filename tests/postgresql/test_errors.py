@@ -240,10 +240,11 @@ def test_a_connection_that_was_ended_while_it_was_idle(place: Place) -> None:
     """An operator ends our connections, or the server is restarted: the next call connects again, and tells nobody."""
     with place.open() as outbox:
         for call in (lambda: outbox.append([note("yes")]), outbox.stats, lambda: outbox.state.set("a", b"b")):
-            ours = "FROM pg_stat_activity WHERE application_name LIKE 'owm_outbox%'"
-            place.rows(f"SELECT pg_terminate_backend(pid) {ours}")
-            while place.rows(f"SELECT pid {ours}"):  # it returns before the backend has ended
-                pass
+            with outbox._db.writer.connected() as conn:
+                pid = conn.info.backend_pid
+            place.rows(f"SELECT pg_terminate_backend({pid})")
+            while (pid,) in place.rows("SELECT pid FROM pg_stat_activity"):  # it returns before that has ended
+                time.sleep(0.01)
             call()
         assert outbox.stats().pending == 1
 

@@ -46,7 +46,7 @@ class Place:
         return self.server.url(table=self.table)
 
     def needs(self, version: int, why: str) -> None:
-        """Leave the test to servers from this version on; the two of the wheel are always."""
+        """Skip the test on a server of an older version, which can only be one from PATH."""
         with self.server.client() as client:
             if client.info.server_version < version * 10_000:
                 pytest.skip(why)
