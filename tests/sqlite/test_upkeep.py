@@ -222,7 +222,7 @@ def test_a_run_is_complete_where_its_space_cannot_be_given_back(
             other.execute("BEGIN IMMEDIATE")
 
         outbox._clear_on = clear_and_lock  # type: ignore[method-assign]  # locked between the last slice and the end
-        with caplog.at_level("INFO"):
+        with caplog.at_level("INFO", logger="owm_outbox"):
             outbox.finish_run(run.id, report_of(run.id))
     assert "keeps its free space: database is locked" in caplog.text
     assert outbox.stats().runs[0].state == "complete"
