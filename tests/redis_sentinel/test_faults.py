@@ -86,8 +86,7 @@ def test_a_sink_that_is_connected_to_a_primary_that_was_demoted(servers: Guarded
         sink.send(ONE)
         before = servers.primary
         until(lambda: copied(servers.replica, stream) == 1)
-        ask(servers.sentinels[0], "SENTINEL", "FAILOVER", SERVICE)
-        until(lambda: b"role:slave" in ask(before, "INFO", "replication"))
+        servers.switch()
         sink.send(TWO)
     servers.settle()
     assert servers.primary is not before

@@ -17,6 +17,8 @@ from redis.retry import Retry
 from support.servers import Server, binaries, free_port, running
 
 QUICK = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
+# In milliseconds. A Sentinel that was not run for TILT-TRIGGER, 2 s by default, would do nothing for half a minute.
+PERIODS = ("INFO-PERIOD", 200, "PUBLISH-PERIOD", 200, "ASK-PERIOD", 200, "TILT-TRIGGER", 3_600_000)
 SLOTS = 16_384
 
 
@@ -267,6 +269,18 @@ class Guarded:
             why="the Sentinels did not fail over",
         )
 
+    def switch(self) -> None:
+        """Have the two servers change places; a Sentinel may give a failover up, and is then asked again."""
+        before = self.primary
+        one = self.sentinels[0]
+
+        def switched() -> bool:
+            if int(ask(one, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)[1]) == before.port:
+                ask(one, "SENTINEL", "FAILOVER", SERVICE)  # an error while one is under way
+            return b"role:slave" in ask(before, "INFO", "replication")
+
+        until(switched, why="the Sentinel did not fail over")
+
 
 def _pairs(flat: list[bytes]) -> dict[str, str]:
     texts = [item.decode() for item in flat]
@@ -307,8 +321,6 @@ def guarded(folder: Path) -> Iterator[Guarded]:
     with running(binary, folder / "one", *QUICK) as first, running(binary, folder / "two", *QUICK) as second:
         ask(second, "REPLICAOF", "127.0.0.1", first.port)
         with watching(folder, first.address, 3) as sentinels:
-            for one in sentinels:
-                ask(one, "SENTINEL", "DEBUG", "INFO-PERIOD", 200, "PUBLISH-PERIOD", 200, "ASK-PERIOD", 200)
             found = Guarded([first, second], sentinels)
             found.settle()
             yield found
@@ -320,3 +332,8 @@ class Sentinel(Server):
     def command(self) -> list[str]:
         """Say how it is started: its file comes first."""
         return [self.binary, str(self.folder / "sentinel.conf"), "--sentinel", *super().command()[1:]]
+
+    def start(self, *options: str) -> None:
+        """Start it, and make it quick and patient, which is not kept in its file."""
+        super().start(*options)
+        ask(self, "SENTINEL", "DEBUG", *PERIODS)
