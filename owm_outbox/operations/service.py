@@ -130,7 +130,14 @@ class Operations:
         return _text(200, "ok")
 
     def _ready(self) -> Answer:
-        return _text(200 if self.health.ready else 503, self.health.line())
+        if not self.health.ready:
+            return _text(503, self.health.line())
+        try:
+            with self._looking() as outbox:
+                outbox.runs(1)  # it answers; what it holds does not matter, and takes long to count
+        except OwmOutboxError as error:
+            return _text(503, f"waiting for the outbox: {error}")
+        return _text(200, self.health.line())
 
     def _show_metrics(self) -> Answer:
         from prometheus_client import generate_latest

@@ -115,6 +115,10 @@ def test_a_relay_that_starts_before_its_database_waits_for_it(
         own_postgres.start()
         wait_for_entries(valkey, stream, 1)
         assert requests.get(f"{address}/readyz", timeout=10).status_code == 200
+        own_postgres.kill()
+        answer = requests.get(f"{address}/readyz", timeout=10)
+        assert (answer.status_code, answer.text.partition(": ")[0]) == (503, "waiting for the outbox")
+        assert "cannot be reached" in answer.text
         working.process.terminate()
         assert working.ends() == 143
 
