@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
@@ -93,7 +94,8 @@ def encode(task: Any) -> tuple[str, bytes]:
         raise TaskError(f"{type(task).__name__} {task_id} cannot be encoded as JSON: {error}") from error
     if payload[:1] != b"{":
         raise TaskError(f"{type(task).__name__} {task_id} does not encode as a JSON object")
-    return str(task_id), payload
+    # str() of a UUID is Python, and took a twelfth of what it takes to append a task.
+    return msgspec.to_builtins(task_id) if type(task_id) is UUID else str(task_id), payload
 
 
 def new_entries(
