@@ -17,7 +17,7 @@ import yaml
 from owm_outbox_backends.sqlite import SqliteOutbox
 
 from support.commands import run
-from support.prometheus import PROMETHEUS, queries, scraping
+from support.prometheus import PROMETHEUS, queries, scraping, until_equal
 from support.proxy import FaultProxy
 from support.relays import Note, relay
 from support.servers import Server
@@ -88,15 +88,16 @@ def test_a_relay_under_load_is_scraped(textfile: int, tmp_path: Path, server: Se
                 count += 500
             prometheus.until('owm_outbox_delivered_tasks_total{outbox_job=""}', lambda value: value == count)
 
-            empty = {query.panel for query in queries(DASHBOARD) if not prometheus.query(query.promql)}
-            # Nothing waits, and nothing failed.
-            assert empty == {"Age of the oldest pending task", "Failures by reason"}
+            until_equal(
+                lambda: {query.panel for query in queries(DASHBOARD) if not prometheus.query(query.promql)},
+                {"Age of the oldest pending task", "Failures by reason"},  # nothing waits, and nothing failed
+            )
 
             rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
             assert len(rules) == (DEPLOY / "alerts.yml").read_text("utf-8").count("- alert:")
             assert {rule["health"] for rule in rules} == {"ok"}
             assert not [rule["name"] for rule in rules if rule["state"] == "firing"]
-            assert {target["health"] for target in prometheus.get("targets")["activeTargets"]} == {"up"}
+            until_equal(lambda: {target["health"] for target in prometheus.get("targets")["activeTargets"]}, {"up"})
 
 
 def test_a_sink_that_is_down_or_full_is_told_of(textfile: int, tmp_path: Path, server: Server, stream: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from owm_outbox.testing import Capabilities, Destination, SinkContract, cut_requests, lose_replies
-from owm_outbox_backends.redis_stream import RedisSentinelSink
+from owm_outbox_backends.redis_stream import RedisSentinelSink, sink
 
 from support.redis_cluster import SERVICE, Guarded
 from support.streams import entries
@@ -57,8 +57,9 @@ class TestRedisSentinelSinkWithReplicas(SinkContract):
     capabilities = Capabilities(interruptible=True)
 
     @pytest.fixture
-    def destination(self, servers: Guarded, stream: str) -> Destination:
+    def destination(self, servers: Guarded, stream: str, monkeypatch: pytest.MonkeyPatch) -> Destination:
         """Deliver to a stream that nobody reads."""
+        monkeypatch.setattr(sink, "_WAIT_MS", 4000)  # the machine may be busy, and there is no second attempt
         primary = servers.primary
         url = f"redis+sentinel://{servers.sentinels[0].address}/0?service={SERVICE}"
         return Destination(

@@ -9,14 +9,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import requests
 import yaml
 
 from support.servers import free_port
 
-__all__ = ["PROMETHEUS", "Prometheus", "Query", "queries", "scraping"]
+__all__ = ["PROMETHEUS", "Prometheus", "Query", "queries", "scraping", "until_equal"]
+
+T = TypeVar("T")
 
 PROMETHEUS = shutil.which("prometheus")
 
@@ -79,6 +81,14 @@ class Prometheus:
             assert time.monotonic() < deadline, f"{promql}: {found}"
             time.sleep(0.1)
         return found[0][1]
+
+
+def until_equal(look: Callable[[], T], wanted: T) -> None:
+    """Wait until this is what is seen: after a scrape that came too late, nothing is known until the next one."""
+    deadline = time.monotonic() + 60
+    while (found := look()) != wanted:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager
