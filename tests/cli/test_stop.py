@@ -234,8 +234,9 @@ def test_a_stopped_demo_leaves_nothing_behind(
     signum, code = sent
     folder = tmp_path / "tmp"
     folder.mkdir()
+    arguments = ("--demo", "--log-level", "info", "--api-limit", "1")  # a city per page: it takes a minute
     process = subprocess.Popen(
-        [sys.executable, "-c", "from owm_outbox.cli import producer; producer()", "--demo", "--log-level", "info"],
+        [sys.executable, "-c", "from owm_outbox.cli import producer; producer()", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
