@@ -40,11 +40,12 @@ class Script:
         :param asking: whether the slot is on its way to this server.
         :param waits: such commands, with their arguments.
         """
-        try:
-            return self._run(client, asking, waits)
-        except NoScriptError:
-            client.script_load(self.text)
-            return self._run(client, asking, waits)
+        for _ in range(2):  # between the two commands, another server may have become the primary
+            try:
+                return self._run(client, asking, waits)
+            except NoScriptError:
+                client.script_load(self.text)
+        return self._run(client, asking, waits)
 
     def _run(self, client: redis.Redis, asking: bool, waits: Sequence[tuple[str | int, ...]]) -> list[Any]:
         call = ("EVALSHA", _DIGESTS[self.text], len(self.keys), *self.keys, *self.args)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 from redis.exceptions import AuthenticationError, RedisError
-from redis.sentinel import Sentinel
+from redis.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
 
 from owm_outbox import URL
 
@@ -57,8 +57,10 @@ class _Sentinels(Server):
         )
         service = given["service"]
         retry.identify = lambda error: _what_is_wrong(self._sentinel, service, tls, error)
+        # redis-py chooses a class by this option, and takes it out, only where it is given none.
+        kind = _AskingTLS if settings.pop("ssl", False) else _Asking
         client = self._sentinel.master_for(  # type: ignore[no-untyped-call]  # so is this
-            service, retry=retry, retry_on_error=list(PASSING), **settings
+            service, retry=retry, retry_on_error=list(PASSING), connection_class=kind, **settings
         )
         super().__init__(client)
 
@@ -67,6 +69,23 @@ class _Sentinels(Server):
         super().close()
         for client in self._sentinel.sentinels:
             client.close()
+
+
+class _Asking(SentinelManagedConnection):
+    """A connection that asks Sentinels also where it is made again within a call.
+
+    redis-py asks when it takes one from the pool; within the attempts of one command it would go to the address that
+    it had, and a call that is under way while the primary fails over would not find the new one.
+    """
+
+    def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        if not self._sock:
+            self.connect()  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
+        super().send_packed_command(command, check_health)  # type: ignore[no-untyped-call]  # so is this
+
+
+class _AskingTLS(_Asking, SentinelManagedSSLConnection):
+    """The same, with TLS."""
 
 
 def _what_is_wrong(sentinel: Sentinel, service: str, tls: ssl.SSLContext | None, error: Exception) -> str | None:

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import redis
 
-from owm_outbox import ConfigurationError, SinkUnavailable
+from owm_outbox import Batch, ConfigurationError, Entry, Mark, SinkUnavailable
 from owm_outbox.plugins import open_sink
 
 from support.commands import run
 from support.producer import Producer
 from support.redis_cluster import SERVICE, Guarded, ask, until, watching
 from support.servers import Server, binaries, free_port, running
+from support.streams import length
 from support.tls import Authority, tls_before
 
 pytestmark = [pytest.mark.slow]
@@ -110,6 +111,24 @@ def test_a_sentinel_with_tls(servers: Guarded, tmp_path: Path, stream: str) -> N
         assert _says(f"rediss+sentinel://{plain.address}/0?{options}").endswith(
             "this port does not speak TLS: write redis+sentinel://, or another port"
         )
+
+
+def test_tls_on_the_whole_way(tmp_path: Path, stream: str) -> None:
+    """Sentinel and primary are spoken to with TLS; the primary is known by the port that speaks it."""
+    authority = Authority(tmp_path)
+    certificate = authority.certificate("both")
+    calm = f"sentinel down-after-milliseconds {SERVICE} 60000"  # this Sentinel itself does not speak it
+    with (
+        running(binaries()["valkey"], tmp_path / "server") as server,
+        tls_before(server.port, certificate) as of_server,
+        watching(tmp_path, of_server.address, 1, calm) as (sentinel,),
+        tls_before(sentinel.port, certificate) as of_sentinel,
+    ):
+        options = f"service={SERVICE}&stream={stream}&ssl_ca_certs={authority.file}"
+        with open_sink(f"rediss+sentinel://{of_sentinel.address}/0?{options}") as sink:
+            assert sink.mark("box") == ""
+            sink.send(Batch("box", Mark(""), [Entry(1, "a", b"{}")], Mark("1 lease a")))
+        assert length(server, stream) == 1
 
 
 # -- users
