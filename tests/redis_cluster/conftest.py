@@ -25,6 +25,7 @@ def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster
 def cluster(shared_cluster: Cluster) -> Cluster:
     """Give an empty cluster with every node up; tests may kill nodes, and start them again before they end."""
     shared_cluster.settle()
+    shared_cluster.suspect_after(30_000)
     shared_cluster.empty()
     return shared_cluster
 

@@ -35,6 +35,7 @@ def _redirected(cluster: Cluster, word: str) -> int:
 
 def _fails_over(cluster: Cluster, stream: str) -> None:
     dead = cluster.owner(stream)
+    cluster.suspect_after(1000)
     dead.kill()
     cluster.fail_over(dead, stream)
     dead.start()
@@ -56,6 +57,7 @@ def test_what_a_failover_lost_is_sent_again(producer: Producer, cluster: Cluster
     """Without it, the replica may lack batches that were acknowledged: its older mark tells, they are sent again."""
     owner = cluster.owner(stream)
     replica = cluster.replica(owner)
+    cluster.suspect_after(1000)
 
     def steps() -> Iterator[None]:
         until(lambda: copied(replica, stream) == BATCH)

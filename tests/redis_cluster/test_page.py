@@ -23,6 +23,7 @@ def test_the_worker_reads_on_after_a_failover(cluster: Cluster) -> None:
         dead = cluster.owner("orders")
         replica = cluster.replica(dead)
         until(lambda: copied(replica, "orders") == 5)
+        cluster.suspect_after(1000)
         dead.kill()
         sink.send(parcel_batch("box", 5, 5))
         until(lambda: len(set(found.shipped)) == 10)

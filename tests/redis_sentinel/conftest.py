@@ -22,6 +22,7 @@ def shared_guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded
 def servers(shared_guarded: Guarded) -> Guarded:
     """Give servers that are up, in step and empty; tests may kill them, and start them again before they end."""
     shared_guarded.settle()
+    shared_guarded.suspect_after(30_000)
     ask(shared_guarded.primary, "FLUSHALL")
     return shared_guarded
 

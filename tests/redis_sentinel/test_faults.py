@@ -33,6 +33,7 @@ TWO = Batch("box", ONE.mark, [Entry(2, "b", b"{}")], Mark("2 lease b"))
 def _fails_over(servers: Guarded) -> None:
     """Kill the primary, and start it again as the replica of the other one."""
     dead, other = servers.primary, servers.replica
+    servers.suspect_after(1000)
     dead.kill()
     servers.fail_over(dead)
     dead.start("--replicaof", "127.0.0.1", str(other.port))
@@ -50,6 +51,7 @@ def test_the_primary_dies_and_its_replica_takes_over(producer: Producer, servers
 def test_what_a_failover_lost_is_sent_again(producer: Producer, servers: Guarded, stream: str) -> None:
     """Without it, the replica may lack batches that were acknowledged: its older mark tells, they are sent again."""
     primary, replica = servers.primary, servers.replica
+    servers.suspect_after(1000)
 
     def steps() -> Iterator[None]:
         until(lambda: copied(replica, stream) == BATCH)
@@ -70,6 +72,7 @@ def test_what_a_failover_lost_is_sent_again(producer: Producer, servers: Guarded
 def test_the_primary_hangs(producer: Producer, servers: Guarded, stream: str) -> None:
     """A primary that stops answering is left for its replica; when it comes back, it takes nothing any more."""
     hung = servers.primary
+    servers.suspect_after(1000)
     report = producer.run(servers.url(stream, wait_replicas=0, **PATIENT), After(hung.pause, batches=2))
     servers.fail_over(hung)
     hung.resume()
@@ -91,6 +94,42 @@ def test_a_sink_that_is_connected_to_a_primary_that_was_demoted(servers: Guarded
     servers.settle()
     assert servers.primary is not before
     assert length(servers.primary, stream) == 2
+
+
+@pytest.mark.parametrize("was", ["demoted", "hanging", "never one"])
+def test_the_primary_changes_within_a_call(tmp_path: Path, stream: str, was: str) -> None:
+    """A Sentinel that names another primary between two attempts of a call is believed by the next attempt."""
+    calm = f"sentinel down-after-milliseconds {SERVICE} 60000"
+    with (
+        running(binaries()["valkey"], tmp_path / "old") as old,
+        running(binaries()["valkey"], tmp_path / "new") as new,
+        watching(tmp_path, old.address, 1, calm) as (sentinel,),
+    ):
+        ask(new, "REPLICAOF", "127.0.0.1", old.port)
+        until(lambda: b"master_link_status:up" in ask(new, "INFO", "replication"))
+        waits = 0
+
+        def wait(seconds: float) -> bool:
+            nonlocal waits
+            waits += 1
+            if waits == 2:
+                ask(sentinel, "SENTINEL", "REMOVE", SERVICE)
+                ask(sentinel, "SENTINEL", "MONITOR", SERVICE, "127.0.0.1", new.port, 1)
+            return True
+
+        url = Guarded([old, new], [sentinel]).url(stream, retries=6, socket_timeout=2)
+        with open_sink(url) as sink, pausing_with(wait):
+            if was != "never one":
+                sink.send(ONE)
+                until(lambda: copied(new, stream) == 1)
+            ask(new, "REPLICAOF", "NO", "ONE")
+            if was == "hanging":
+                old.pause()
+            else:
+                ask(old, "REPLICAOF", "127.0.0.1", new.port)
+            sink.send(ONE if was == "never one" else TWO)
+        assert waits == 2
+        assert length(new, stream) == (1 if was == "never one" else 2)
 
 
 def test_two_sentinels_are_gone(producer: Producer, servers: Guarded, stream: str) -> None:

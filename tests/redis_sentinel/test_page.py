@@ -22,6 +22,7 @@ def test_the_worker_reads_on_after_a_failover(servers: Guarded) -> None:
         until(lambda: len(found.shipped) == 5)
         dead, other = servers.primary, servers.replica
         until(lambda: copied(other, "orders") == 5)
+        servers.suspect_after(1000)
         dead.kill()
         sink.send(parcel_batch("box", 5, 5))
         until(lambda: len(set(found.shipped)) == 10)
