@@ -14,7 +14,7 @@ from support.commands import run
 from support.postgres import PostgresServer
 from support.postgres_outbox import Place, note
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 _RELATIONS = """
     SELECT n.nspname, c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -40,7 +40,7 @@ def test_our_outbox_passes_next_to_the_real_one(own_place: Place) -> None:
     with own_place.open() as outbox:
         outbox.append([note("waits")])
         before = own_place.rows(_RELATIONS)
-        done = run("owm-outbox", "check", "outbox", own_place.url, timeout=110)
+        done = run("owm-outbox", "check", "outbox", own_place.url, timeout=580)
         assert (done.code, done.err) == (0, ""), done.out
         for promise in ("positions are never reused", "a store that fails stores nothing"):
             assert f"  ok    {promise}\n" in done.out
@@ -67,7 +67,7 @@ def test_a_check_where_no_tables_can_be_made_ends_with_one_line(own_place: Place
         grants = f'GRANT USAGE ON SCHEMA "order" TO "{role}"; GRANT CREATE ON SCHEMA "order" TO "{role}"'
         assert done.line.endswith(f": {grants}")
         admin.execute(grants.encode())
-        done = run("owm-outbox", "check", "outbox", url, timeout=110)
+        done = run("owm-outbox", "check", "outbox", url, timeout=580)
         assert (done.code, done.err) == (0, ""), done.out
         admin.execute(SQL("DROP SCHEMA {}").format(Identifier(schema)))  # fails if anything was left in it
         admin.execute(SQL("DROP OWNED BY {}; DROP ROLE {}").format(Identifier(role), Identifier(role)))
@@ -107,7 +107,7 @@ def test_the_printed_sql_makes_a_sink(database: str) -> None:
     with psycopg.connect(database, autocommit=True) as client:
         client.execute(printed.out.encode())
         made = client.execute(_RELATIONS).fetchall()
-        done = run("owm-outbox", "check", "sink", url, timeout=110)
+        done = run("owm-outbox", "check", "sink", url, timeout=580)
         assert (done.code, done.err) == (0, ""), done.out
         assert client.execute(_RELATIONS).fetchall() == made
 

@@ -339,7 +339,7 @@ def test_cuts_after_so_many_bytes_to_the_client(echo: Echo, size: int) -> None:
 
 def test_slows_a_link_down(by_line: FaultProxy, echo: Echo) -> None:
     """On a slow link an answer comes byte by byte, and the rest as soon as the link is fast again."""
-    held = by_line.before_reply(lambda: by_line.slow(20), at=1)
+    held = by_line.before_reply(lambda: by_line.slow(1), at=1)
     with connected(by_line) as sock:
         sock.sendall(b"a long way\n")
         held.wait()

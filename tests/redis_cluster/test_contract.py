@@ -10,7 +10,7 @@ from owm_outbox_backends.redis_stream import RedisClusterSink, sink
 from support.redis_cluster import Cluster
 from support.streams import entries
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 class TestRedisClusterSink(SinkContract):

@@ -15,7 +15,7 @@ from support.laned import LanedMemory
 from support.redis_cluster import Cluster, until
 from support.streams import entries, length
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 LANES = 8
 KEYS = [f"key {number}" for number in range(200)]

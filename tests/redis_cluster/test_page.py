@@ -10,7 +10,7 @@ from owm_outbox.testing import parcel_batch
 from support.redis_cluster import Cluster, ask, copied, until
 from support.redis_worker import worker
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_the_worker_reads_on_after_a_failover(cluster: Cluster) -> None:

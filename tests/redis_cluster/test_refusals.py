@@ -19,7 +19,7 @@ from support.redis_cluster import Cluster, Node, ask, running_cluster, until
 from support.servers import binaries, running
 from support.tls import Authority, tls_before
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "redis.md").read_text("utf-8")
 (RULE,) = re.findall(r"^ACL SETUSER owm on >PASSWORD (.+\+asking.*)$", PAGE, re.MULTILINE)

@@ -10,7 +10,7 @@ from owm_outbox_backends.redis_stream import RedisSentinelSink, sink
 from support.redis_cluster import SERVICE, Guarded
 from support.streams import entries
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 class TestRedisSentinelSink(SinkContract):

@@ -19,7 +19,7 @@ from support.servers import Server, binaries, free_port, running
 from support.streams import length
 from support.tls import Authority, tls_before
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "redis.md").read_text("utf-8")
 (SENTINEL_RULE,) = re.findall(r"^ACL SETUSER owm-sentinel on >PASSWORD (.+)$", PAGE, re.MULTILINE)

@@ -207,7 +207,7 @@ class Trial:
             file.unlink()
 
 
-@pytest.mark.timeout(60 + 2 * TRIALS)
+@pytest.mark.timeout(120 + 6 * TRIALS)
 def test_killed_at_random_moments(
     forge: Forge, server: Server, stream: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

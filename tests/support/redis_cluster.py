@@ -23,7 +23,7 @@ PERIODS = ("INFO-PERIOD", 200, "ASK-PERIOD", 200, "TILT-TRIGGER", 3_600_000)
 SLOTS = 16_384
 
 
-def until(what: Callable[[], object], seconds: float = 30, *, why: str = "") -> None:
+def until(what: Callable[[], object], seconds: float = 90, *, why: str = "") -> None:
     """Wait until a condition is true; a server that does not answer yet is one for which it is not."""
     deadline = time.monotonic() + seconds
     while True:
@@ -107,7 +107,7 @@ class Cluster:
 
     def settle(self) -> None:
         """Wait until every node is up, knows the same owners as all others, and follows its primary."""
-        until(self._is_settled, 30, why="the nodes of the cluster did not come to agree")
+        until(self._is_settled, 90, why="the nodes of the cluster did not come to agree")
 
     def _is_settled(self) -> bool:
         infos = [ask(node, "CLUSTER", "INFO") for node in self.nodes]
@@ -255,7 +255,7 @@ class Guarded:
 
     def settle(self) -> None:
         """Wait until the replica follows, and all Sentinels know it, one another, and the same primary."""
-        until(self._is_settled, 30, why="the Sentinels did not come to agree")
+        until(self._is_settled, 90, why="the Sentinels did not come to agree")
 
     def _is_settled(self) -> bool:
         for one in self.sentinels:
