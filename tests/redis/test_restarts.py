@@ -11,7 +11,7 @@ import pytest
 
 from owm_outbox import SinkUnavailable
 
-from support.producer import BATCH, BATCHES, CALM, COUNT, After, Producer
+from support.producer import BATCH, BATCHES, CALM, COUNT, PATIENT, After, Producer
 from support.proxy import FaultProxy
 from support.servers import Server, running
 from support.streams import city_ids
@@ -52,7 +52,7 @@ def test_server_killed_and_restarted_with_its_data(
     with before(own_server) as proxy:
         rule = proxy.before_request if moment == "before the batch" else proxy.before_reply
         fault = rule(lambda: own_server.restart(*KEPT), at=3, command="SEND")
-        producer.check_complete(own_server, producer.run(producer.url(proxy)))
+        producer.check_complete(own_server, producer.run(producer.url(proxy, **PATIENT)))
     assert fault.count == 1
 
 
@@ -64,7 +64,7 @@ def test_server_killed_and_restarted_without_its_data(
     with before(own_server) as proxy:
         rule = proxy.before_request if moment == "before the batch" else proxy.before_reply
         fault = rule(lambda: own_server.restart(), at=4, command="SEND")
-        report = producer.run(producer.url(proxy, **CALM))
+        report = producer.run(producer.url(proxy, **CALM | {"retries": 100}))
     confirmed = 3 if moment == "before the batch" else 4
     producer.check_complete(own_server, report, redelivered=confirmed * BATCH)
     assert (fault.count, report.delivered) == (1, COUNT)
