@@ -107,8 +107,8 @@ def m001_tables(db: sqlite_utils.Database) -> None:
         ) {"STRICT" if strict else ""}
         """
     )
-    # It costs little with keys that arrive in order; one on task ids would cost five times as much. Files made earlier
-    # have it as UNIQUE (run, key), also of rows without a run: the same, but for the time that those take.
+    # This index costs little with keys that arrive in order; one on task ids would cost five times as much. Files made
+    # earlier have it as UNIQUE (run, key), also of rows without a run: as right, and slower for those.
     db.execute("CREATE UNIQUE INDEX outbox_keys ON outbox_entries (run, key) WHERE run IS NOT NULL")
     db.execute("CREATE INDEX outbox_dead ON outbox_entries (position) WHERE reason IS NOT NULL")
     db.execute("INSERT INTO outbox (id, acknowledged) VALUES (?, 0)", [str(uuid.uuid4())])
